@@ -1,0 +1,1 @@
+"""Large-batch training for Keras 3 by gradient signal to noise ratio (GSNR)."""
