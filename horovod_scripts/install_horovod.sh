@@ -328,7 +328,7 @@ patch_source() {
         die "horovod/tensorflow/CMakeLists.txt does not have the one line that adds xla_mpi_ops.cc" \
             "This script knows Horovod $HOROVOD as it was published; this source differs." \
             "Nothing was built or installed."
-    sed "/$line/d" "$cmake" >"$cmake.new"
+    grep -v "$line" "$cmake" >"$cmake.new"
     mv "$cmake.new" "$cmake"
 }
 
