@@ -143,7 +143,8 @@ run_step() {
     shift 2
     step=$((step + 1))
     printf '[%d/%d] %s, about %s\n' "$step" "$steps" "$title" "$takes"
-    log_start=$(wc -c <"$log" 2>/dev/null || echo 0)
+    printf '\n=== %s (%s)\n' "$title" "$(date)" >>"$log"
+    log_start=$(wc -c <"$log")
     if ! "$@" >>"$log" 2>&1 </dev/null; then
         explain_failure "$title" "$log_start"
     fi
@@ -211,6 +212,9 @@ install_horovod() {
 # $1: extras of setup.py, separated by commas. $2: auto, cpu or gpu.
 # The steps are numbered up to 5, since the callers' own work is the fifth.
 set_up() {
+    # pip turns Ctrl-C into an exit code like any other, which would look like a
+    # failed step.
+    trap 'printf "\nInterrupted. The same command goes on from here.\n" >&2; exit 130' INT
     # Two set-ups in one checkout would get into each other's way. A lock on a
     # file that is there anyway leaves nothing behind.
     {
@@ -220,6 +224,7 @@ set_up() {
         fi
         set_up_locked "$@"
     } 9<"$root/setup.py"
+    trap - INT
 
     # What the environment's own `activate` does, but for the prompt.
     export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH
@@ -247,6 +252,7 @@ set_up_locked() {
         [[ -w $root ]] || stop "this folder cannot be written to: $root"
         rm -rf "$venv"
         mkdir -p "$stamps"
+        : >"$log"
         printf 'What the steps print goes to .venv/setup.log\n'
         run_step "Making an environment for Python ${key##* } in .venv" "5 seconds" \
             make_environment "$base"
