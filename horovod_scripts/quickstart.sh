@@ -44,11 +44,17 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 # horovodrun puts "[rank]<stream>:" before each line. All ranks of this job print
 # alike, so rank 0 speaks for them, without the prefix; but what any rank writes
 # to its error stream is shown, and so is what horovodrun itself has to say.
+# Left out are what TensorFlow tells about itself whatever its log level is, and
+# where in horovodrun's own code it noticed that a rank had failed.
 readable() {
-    local line rank
+    local line rank in_traceback=no
     # Ctrl-C is for horovodrun; this stays until its last word.
     trap '' INT
     while IFS= read -r line || [[ -n $line ]]; do
+        case ${line#'['*']<stderr>:'} in
+            'WARNING: All log messages before absl::InitializeLog()'*) continue ;;
+            I0000*'oneDNN custom operations are on.'*) continue ;;
+        esac
         case $line in
             '[0]<stdout>:'*) printf '%s\n' "${line//'[0]<stdout>:'/}" ;;
             '[0]<stderr>:'*) printf '%s\n' "${line//'[0]<stderr>:'/}" >&2 ;;
@@ -57,7 +63,12 @@ readable() {
                 rank=${line%%]*}
                 printf 'rank %s: %s\n' "${rank#[}" "${line#*'<stderr>:'}" >&2
                 ;;
-            *) printf '%s\n' "$line" ;;
+            'Traceback (most recent call last):') in_traceback=yes ;;
+            ' '*) [[ $in_traceback == yes ]] || printf '%s\n' "$line" ;;
+            *)
+                in_traceback=no
+                printf '%s\n' "$line"
+                ;;
         esac
     done
 }
@@ -78,8 +89,9 @@ fi
 last_step "Training on $ranks workers: keras_examples/movielens_dlrm.py"
 cd "$root"
 status=0
-# Without --disable-cache horovodrun would make a folder in the user's home.
-"$venv/bin/horovodrun" --disable-cache -np "$ranks" \
+# Without --disable-cache horovodrun would make a folder in the user's home;
+# without --gloo it would start TensorFlow once more to ask whether there is MPI.
+"$venv/bin/horovodrun" --disable-cache --gloo -np "$ranks" \
     "$python" keras_examples/movielens_dlrm.py "$@" 2>&1 </dev/null | readable ||
     status=${PIPESTATUS[0]}
 if ((status != 0)); then
