@@ -33,26 +33,29 @@ stop() {
 
 # ------------------------------------------------------------ choosing things
 
-# Whether $1 is a Python that we can use. It is run and not only looked for:
-# version managers put stand-ins on the PATH for Pythons that are switched off.
+# Whether $1 is a Python that we can use; if not, prints why. It is run and not
+# only looked for: version managers put stand-ins on the PATH for Pythons that
+# are switched off.
 suits() {
     "$1" -c '
-import sys, ensurepip, venv
-sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
-' >/dev/null 2>&1 </dev/null
+import sys
+if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+    sys.exit("it is Python %d.%d" % sys.version_info[:2])
+import ensurepip, venv
+' 2>&1 >/dev/null </dev/null
 }
 
 choose_python() {
-    local candidate
+    local candidate why
     if [[ -n ${PYTHON:-} ]]; then
-        suits "$PYTHON" || stop "PYTHON=$PYTHON cannot be used" \
+        why=$(suits "$PYTHON") || stop "PYTHON=$PYTHON cannot be used" "$why" \
             "It must run, be Python 3.10 to 3.13 and have the modules venv and ensurepip" \
             "(on Debian and Ubuntu the last two are in the package python3-venv)."
         printf '%s' "$PYTHON"
         return
     fi
     for candidate in python3.13 python3.12 python3.11 python3.10 python3 python; do
-        if suits "$candidate"; then
+        if suits "$candidate" >/dev/null; then
             printf '%s' "$candidate"
             return
         fi
