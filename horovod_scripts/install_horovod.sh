@@ -83,7 +83,7 @@ python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 # A user's settings of pip are kept (indexes, certificates, proxies), but for
 # those that would install somewhere else than in this environment.
 unset PIP_TARGET PIP_PREFIX PIP_ROOT
-export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
 
 # Made empty here, so that the clean-up knows what is its own.

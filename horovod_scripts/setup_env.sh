@@ -19,7 +19,7 @@ device=cpu
 # A user's settings of pip are kept (indexes, certificates, proxies), but for
 # those that would install somewhere else than in .venv.
 unset PIP_TARGET PIP_PREFIX PIP_ROOT
-export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
 # These would lead the environment's Python to another one's packages.
 unset PYTHONHOME PYTHONPATH
 
@@ -163,8 +163,8 @@ explain_failure() {
     tail -n 20 "$new_lines" | cut -c 1-200 | sed 's/^/    /' >&2
     said() { grep -qiE "$1" "$new_lines"; }
     if said 'no space left on device|disk quota exceeded'; then
-        why="The disk is full. The set-up needs 3 GB in the checkout, and 1 GB in the
-  folder for temporary files (TMPDIR) while Horovod is compiled."
+        why="The disk is full. The set-up needs 2 GB in the checkout (several more for GPUs)
+  and 1 GB in the folder for temporary files (TMPDIR)."
     elif said 'NewConnectionError|NameResolutionError|name resolution|ConnectTimeout|ReadTimeout|Network is unreachable|ProxyError|Connection (refused|reset|aborted)'; then
         why="There was no connection to the Python package index. Check the network; behind
   a proxy set https_proxy, with a mirror of your own set PIP_INDEX_URL."
