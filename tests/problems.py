@@ -46,7 +46,7 @@ VARIANTS = {
     **OPTIMIZERS,
     "momentum": variant("sgd", momentum=0.9),
     "nesterov": variant("sgd", momentum=0.9, nesterov=True, weight_decay=0.1),
-    "adam decay": variant("adam", weight_decay=0.1, exclude_from_weight_decay=["^b"]),
+    "adam decay": variant("adam", weight_decay=0.1, exclude_from_weight_decay=["bias|gain"]),
     "adam raw": variant("adam", second_moment="raw", ceiling=10.0),
     "lamb decay": variant("lamb", weight_decay=0.1, ceiling=10.0),
     "lamb all": variant(
@@ -121,6 +121,16 @@ PROBLEMS = {
     "model": _problem(kernel=(5, 4), bias=(4,), gain=()),
 }
 
+# All of them as variables of one model: most tests need no more.
+EVERYTHING = Problem(
+    [f"{name}.{v}".replace(" ", "_") for name, p in PROBLEMS.items() for v in p.names],
+    [w for p in PROBLEMS.values() for w in p.weights],
+    [
+        [sum(parts, []) for parts in zip(*(p.samples[update] for p in PROBLEMS.values()))]
+        for update in range(3)
+    ],
+)
+
 
 def feed(optimizer, variables, samples, counts=None):
     """One update: every sample is one call of `apply_gradients`."""
@@ -136,12 +146,13 @@ def values(variables):
     return [keras.ops.convert_to_numpy(v) for v in variables]
 
 
-def assert_close(found, expected, rtol, atol=0.0):
+def assert_close(found, expected, rtol, atol=0.0, label=""):
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(np.asarray(one, np.float64), other, rtol=rtol, atol=atol)
+        one = np.asarray(one, np.float64)
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=atol, err_msg=str(label))
 
 
-def assert_same(found, expected):
+def assert_same(found, expected, label=""):
     """Bit by bit."""
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(one, other, err_msg=str(label))
