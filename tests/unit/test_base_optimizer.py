@@ -28,11 +28,14 @@ RULES = [
 ]
 OPTIONS = {
     "plain": {},
-    "weight decay": {"weight_decay": 0.05},
-    "averages": {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
-    "clipnorm": {"clipnorm": 0.5},
-    "global clipnorm": {"global_clipnorm": 0.5},
-    "clipvalue": {"clipvalue": 0.125},
+    "decay and clipnorm": {"weight_decay": 0.05, "clipnorm": 0.5},
+    "global clipnorm": {"global_clipnorm": 0.5, "loss_scale_factor": 2.0},
+    "averages": {
+        "clipvalue": 0.125,
+        "use_ema": True,
+        "ema_momentum": 0.5,
+        "ema_overwrite_frequency": 2,
+    },
 }
 
 
