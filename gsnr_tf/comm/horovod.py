@@ -5,7 +5,7 @@ import os
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-from gsnr_tf.comm.base import Communicator
+from gsnr_tf.comm.base import Communicator, native
 
 # A rank that waits for another longer than this is told so, then stopped, unless
 # the user chose otherwise: a job that hangs costs more than a job that fails.
@@ -72,7 +72,7 @@ class HorovodCommunicator(Communicator):
         return self._hvd.allgather_object(value, name="gsnr.gather")
 
     def broadcast(self, variables, root=0):
-        variables = [getattr(v, "value", v) for v in variables]
+        variables = [native(v) for v in variables]
 
         @tf.function(autograph=False)
         def receive():
