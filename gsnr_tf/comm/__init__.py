@@ -3,14 +3,14 @@
 import sys
 
 from gsnr_tf.comm import horovod
-from gsnr_tf.comm.base import Communicator
+from gsnr_tf.comm.base import Communicator, native
 from gsnr_tf.comm.horovod import HorovodCommunicator
 from gsnr_tf.comm.local import LocalCommunicator
 from gsnr_tf.comm.strategy import StrategyCommunicator
 
 ENGINES = ("auto", "local", "horovod", "strategy")
 
-__all__ = ["Communicator", "ENGINES", "choose", "rank", "size"]
+__all__ = ["Communicator", "ENGINES", "choose", "native", "rank", "size"]
 
 
 def _horovod_is_running():

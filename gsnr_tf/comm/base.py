@@ -5,6 +5,11 @@ import abc
 import tensorflow as tf
 
 
+def native(variable):
+    """The `tf.Variable` that a Keras variable holds; a `tf.Variable` is one itself."""
+    return variable if isinstance(variable, tf.Variable) else variable.value
+
+
 class Communicator(abc.ABC):
     """The workers that train together, seen from one of them.
 
@@ -42,7 +47,7 @@ class Communicator(abc.ABC):
 
     def update(self, variable, fn, *values):
         """Calls `fn(copy, *values)` for every local copy of `variable`."""
-        fn(getattr(variable, "value", variable), *values)
+        fn(native(variable), *values)
 
     def agreed(self, value):
         """The one value of a scalar that is equal on all replicas."""

@@ -5,7 +5,7 @@ import os
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-from gsnr_tf.comm.base import Communicator
+from gsnr_tf.comm.base import Communicator, native
 
 # A rank that waits for another longer than this is told so, then stopped, unless
 # the user chose otherwise: a job that hangs costs more than a job that fails.
@@ -74,7 +74,7 @@ class HorovodCommunicator(Communicator):
     def broadcast(self, variables, root=0):
         if self.workers == 1:
             return
-        variables = [getattr(v, "value", v) for v in variables]
+        variables = [native(v) for v in variables]
         # Keras builds optimizers while it traces the train step. The weights are
         # shared before that step runs, unless its trace is what creates them.
         with tf.init_scope():

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from gsnr_tf.comm.base import Communicator
+from gsnr_tf.comm.base import Communicator, native
 
 
 class StrategyCommunicator(Communicator):
@@ -49,9 +49,7 @@ class StrategyCommunicator(Communicator):
         return tf.distribute.get_replica_context().all_reduce(add, tensor)
 
     def update(self, variable, fn, *values):
-        self._strategy.extended.update(
-            getattr(variable, "value", variable), fn, args=values, group=False
-        )
+        self._strategy.extended.update(native(variable), fn, args=values, group=False)
 
     def agreed(self, value):
         if tf.distribute.in_cross_replica_context():

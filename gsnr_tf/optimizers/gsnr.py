@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from gsnr_tf import comm
 from gsnr_tf.optimizers.base import DistributedStep
 from gsnr_tf.optimizers.exclusions import (
     as_list,
@@ -149,8 +150,8 @@ class GSNROptimizer(DistributedStep):
 
     def _add_slot(self, variable, name):
         path = path_of(variable).replace("/", "_").replace(":", "_")
-        native = getattr(variable, "value", variable)
-        with self._distribution_strategy.extended.colocate_vars_with(native):
+        beside = comm.native(variable)
+        with self._distribution_strategy.extended.colocate_vars_with(beside):
             return self.add_variable(
                 variable.shape, dtype=self._flat.dtype.name, name=f"{path}_{name}"
             )
