@@ -1,0 +1,247 @@
+"""Train a DLRM on MovieLens clicks with a large batch, by GSNR-LAMB and by LAMB.
+
+    horovodrun -np 2 python keras_examples/movielens_dlrm.py
+    python keras_examples/movielens_dlrm.py --accumulation-steps 8
+
+OUTPUT
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+# The optimizers this example knows, with the learning rates that README.md explains.
+LEARNING_RATES = {"gsnr-lamb": 0.02, "lamb": 0.02, "gsnr-adam": 0.005, "adam": 0.005}
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description="Train a DLRM on MovieLens clicks with a large batch, by GSNR-LAMB and by "
+        "LAMB, from the same weights, on the same batches, with the same schedule.",
+        epilog="Under `horovodrun -np RANKS` every batch is shared out among the ranks, and an "
+        "update sees RANKS x ACCUMULATION_STEPS gradient samples (k), best 8 or more.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    names = list(LEARNING_RATES)
+    add("--optimizers", nargs="+", choices=names, default=names[:2], help="which to train with")
+    add("--batch-size", type=int, default=16_000, help="examples per update, over all ranks")
+    add("--accumulation-steps", type=int, default=4, help="micro-batches per update on a rank")
+    add("--epochs", type=int, default=10, help="passes over the 80,000 training rows")
+    add("--seeds", type=int, default=3, help="runs per optimizer: weights and order differ")
+    add("--learning-rates", type=float, nargs="+", metavar="RATE", help="peak rates that every "
+        "optimizer tries, keeping its best by validation AUC; without it, each runs at its "
+        "tuned rate: " + ", ".join(f"{name} {rate}" for name, rate in LEARNING_RATES.items()),
+        default=argparse.SUPPRESS)  # fmt: skip
+    add("--gamma", type=float, default=0.1, help="floor of the GSNR multiplier")
+    add("--ceiling", type=float, default=1.0, help="ceiling of the GSNR multiplier")
+    add("--second-moment", choices=["adapted", "raw"], default="adapted",
+        help="squares the GSNR optimizers average: of adapted or of raw gradients")  # fmt: skip
+    add("--threads", type=int, default=1, help="TensorFlow threads per rank")
+    add("--output", type=Path, default=Path("runs/movielens"), help="folder for plot and JSON")
+    return parser.parse_args()
+
+
+# Options are read before TensorFlow is imported, so that --help answers at once.
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# ruff: noqa: E402
+import keras
+import movielens
+import report
+import tensorflow as tf
+from keras import layers
+
+from gsnr_tf import DistributedOptimizer, GSNRAdam, GSNRLamb, rank, shard, size
+from gsnr_tf.callbacks import BroadcastGlobalVariablesCallback, MetricAverageCallback
+
+
+def build_model(data, width=16):
+    """DLRM: one vector per feature, their pairwise dot products, an MLP on top."""
+    user = keras.Input((), name="user", dtype="int32")
+    movie = keras.Input((), name="movie", dtype="int32")
+    genres = keras.Input((data.genres,), name="genres")  # rows sum to 1: a mean of embeddings
+    year = keras.Input((1,), name="year")
+
+    bottom = layers.Dense(width, activation="relu")(year)
+    bottom = layers.Dense(width, activation="relu")(bottom)
+    vectors = keras.ops.stack(
+        [
+            layers.Embedding(data.users, width, name="user_embedding")(user),
+            layers.Embedding(data.movies, width, name="movie_embedding")(movie),
+            layers.Dense(width, use_bias=False, name="genre_embedding")(genres),
+            bottom,
+        ],
+        axis=1,
+    )
+    products = keras.ops.matmul(vectors, keras.ops.transpose(vectors, (0, 2, 1)))
+    pairs = [products[:, i, j] for i in range(4) for j in range(i)]
+    top = keras.ops.concatenate([bottom, keras.ops.stack(pairs, axis=1)], axis=1)
+    for units in (64, 32):
+        top = layers.Dense(units, activation="relu")(top)
+    click = layers.Dense(1, activation="sigmoid", name="click")(top)
+    return keras.Model([user, movie, genres, year], click)
+
+
+def build_optimizer(name, learning_rate, args):
+    steps = args.accumulation_steps if args.accumulation_steps > 1 else None
+    gsnr = dict(gamma=args.gamma, ceiling=args.ceiling, second_moment=args.second_moment)
+    if name == "gsnr-lamb":
+        return GSNRLamb(learning_rate, gradient_accumulation_steps=steps, **gsnr)
+    if name == "gsnr-adam":
+        return GSNRAdam(learning_rate, gradient_accumulation_steps=steps, **gsnr)
+    base = {"lamb": keras.optimizers.Lamb, "adam": keras.optimizers.Adam}[name]
+    # Horovod: the GSNR optimizers reduce by themselves, those of Keras need this.
+    return DistributedOptimizer(base(learning_rate, gradient_accumulation_steps=steps))
+
+
+def build_schedule(peak, args):
+    """Warm up over a tenth of the updates, then decay to 0 along a cosine.
+
+    Keras asks a schedule at every micro-batch, not at every update, so its lengths
+    are multiplied by the accumulation steps.
+    """
+    updates = args.epochs * movielens.TRAIN // args.batch_size
+    warmup = max(1, updates // 10)
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=peak / 10,
+        warmup_target=peak,
+        warmup_steps=warmup * args.accumulation_steps,
+        decay_steps=max(1, updates - warmup) * args.accumulation_steps,
+    )
+
+
+def training_batches(data, seed, args):
+    """Micro-batches of the training split, in a new order each epoch.
+
+    Row numbers are shuffled and shared out first; features are looked up after, so
+    that a rank gathers its own rows alone.
+    """
+    features, clicks = data.train.features, data.train.clicks
+    rows = tf.data.Dataset.range(movielens.TRAIN)
+    rows = rows.shuffle(movielens.TRAIN, seed=seed)  # Horovod: the same seed on all ranks.
+    rows = rows.batch(args.batch_size // args.accumulation_steps)
+    rows = shard(rows)  # Horovod: each rank keeps its part of every micro-batch.
+    features = {name: tf.constant(column) for name, column in features.items()}
+    clicks = tf.constant(clicks)
+
+    def look_up(row):
+        return {name: tf.gather(column, row) for name, column in features.items()}, tf.gather(
+            clicks, row
+        )
+
+    return rows.map(look_up).prefetch(2)
+
+
+class EpochRecorder(keras.callbacks.Callback):
+    """Times the training, scores all three splits after each epoch, prints a line."""
+
+    def __init__(self, data, optimizer, args):
+        super().__init__()
+        self.data, self.optimizer, self.args = data, optimizer, args
+        self.history, self.seconds, self.examples = [], 0.0, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start, self.first_batch = time.perf_counter(), 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not self.history and batch == 0:  # the first step is traced: start after it
+            self.start, self.first_batch = time.perf_counter(), 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = time.perf_counter() - self.start
+        micro_batch = self.args.batch_size // self.args.accumulation_steps
+        examples = movielens.TRAIN - self.first_batch * micro_batch
+        self.seconds += seconds
+        if rank() != 0:  # Horovod: all ranks hold the same weights, one may score them.
+            self.history.append(None)
+            return
+        gsnr = getattr(self.optimizer, "gsnr", None)
+        self.history.append(
+            {
+                "epoch": epoch + 1,
+                "loss": float(logs["loss"]),
+                "train_auc": self.score(self.data.train),
+                "validation_auc": self.score(self.data.validation),
+                "test_auc": self.score(self.data.test),
+                "examples_per_second": examples / seconds,
+                "gsnr": None if gsnr is None else float(gsnr),
+            }
+        )
+        report.print_epoch(self.history[-1], self.args.epochs)
+
+    def score(self, split):
+        scores = self.model.predict(split.features, batch_size=10_000, verbose=0)
+        return movielens.auc(split.clicks, scores[:, 0])
+
+
+def train(name, learning_rate, seed, data, args):
+    """One run from fresh weights; returns what report.py needs to know of it."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    if rank() == 0:
+        report.print_run(name, learning_rate, seed, args.seeds)
+    model = build_model(data)
+    optimizer = build_optimizer(name, build_schedule(learning_rate, args), args)
+    model.compile(optimizer=optimizer, loss="binary_crossentropy")
+    recorder = EpochRecorder(data, optimizer, args)
+    model.fit(
+        training_batches(data, seed, args),
+        epochs=args.epochs,
+        shuffle=False,  # the dataset shuffles itself
+        verbose=0,
+        callbacks=[
+            BroadcastGlobalVariablesCallback(root_rank=0),  # Horovod: start from equal weights.
+            MetricAverageCallback(),  # Horovod: the loss of all ranks, not of this one.
+            recorder,
+        ],
+    )
+    return {
+        "optimizer": name,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "seconds": recorder.seconds,
+        "history": recorder.history,
+    }
+
+
+def check(args):
+    """Stop early, on all ranks alike, where the sizes don't fit; say what would."""
+    unit = args.accumulation_steps * size()
+    fitting = [b for b in range(unit, movielens.TRAIN + 1, unit) if movielens.TRAIN % b == 0]
+    problem = None
+    if min(args.accumulation_steps, args.epochs, args.seeds, args.threads) < 1:
+        problem = "--accumulation-steps, --epochs, --seeds and --threads start at 1."
+    elif args.batch_size not in fitting:
+        near = sorted(sorted(fitting, key=lambda b: abs(b - args.batch_size))[:5])
+        problem = (
+            f"--batch-size {args.batch_size} does not fit: it must divide the "
+            f"{movielens.TRAIN} training rows and be a multiple of {unit} "
+            f"({size()} ranks x {args.accumulation_steps} micro-batches). "
+        ) + (f"Near it: {', '.join(map(str, near))}." if near else "No size does.")
+    if problem:
+        raise SystemExit(problem if rank() == 0 else 2)
+
+
+def main(args):
+    check(args)
+    tf.config.threading.set_intra_op_parallelism_threads(args.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(args.threads)
+    data = movielens.load()
+    if rank() == 0:  # Horovod: one rank speaks and writes.
+        report.print_setting(args, size())
+    runs = [
+        train(name, learning_rate, seed, data, args)
+        for name in args.optimizers
+        for learning_rate in getattr(args, "learning_rates", [LEARNING_RATES[name]])
+        for seed in range(args.seeds)
+    ]
+    if rank() == 0:  # Horovod: one rank speaks and writes.
+        report.finish(runs, args, size())
+
+
+if __name__ == "__main__":
+    main(ARGUMENTS)
