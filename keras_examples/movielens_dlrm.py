@@ -223,7 +223,7 @@ def check(args):
             f"({size()} ranks x {args.accumulation_steps} micro-batches). "
         ) + (f"Near it: {', '.join(map(str, near))}." if near else "No size does.")
     if problem:
-        raise SystemExit(problem if rank() == 0 else 2)
+        raise SystemExit(problem)
 
 
 def main(args):

@@ -25,7 +25,7 @@ def print_run(name, learning_rate, seed, seeds):
 
 
 def print_epoch(row, epochs):
-    gsnr = "-" if row["gsnr"] is None else f"{row['gsnr']:.4f}"
+    gsnr = "-" if row["gsnr"] is None else f"{row['gsnr']:.3f}"
     say(
         f"{row['epoch']:>2}/{epochs:<2}  {row['loss']:.4f}  {row['train_auc']:9.4f}"
         f"  {row['validation_auc']:9.4f}  {row['test_auc']:8.4f}"
