@@ -1,0 +1,84 @@
+"""What an optimizer may ask of the workers that train together."""
+
+import abc
+
+import tensorflow as tf
+
+
+class Communicator(abc.ABC):
+    """The workers that train together, seen from one of them.
+
+    Every worker brings gradients and holds a copy of the variables. A step runs
+    inside `run`; there, values that differ between the local replicas are made by
+    `each`, become one by `all_reduce`, and reach the variables by `update`.
+    With one replica for each process all of these are plain calls.
+
+    Attributes:
+        workers: How many workers bring a gradient to each update.
+        gradient_scale: What a gradient handed to the optimizer is multiplied by
+            to be the mean gradient of this worker's examples.
+    """
+
+    workers = 1
+    gradient_scale = 1.0
+
+    @abc.abstractmethod
+    def all_reduce(self, tensor, name):
+        """Sum of `tensor` over all workers, bitwise the same on each of them.
+
+        Args:
+            tensor: Floating-point tensor, of one shape and dtype on all workers.
+            name: Name of the collective, the same on all workers and at every
+                step, and no other's within a step.
+        """
+
+    def run(self, step, *values):
+        """Calls `step(*values)` where collectives may be issued."""
+        return step(*values)
+
+    def each(self, fn, *values):
+        """Calls `fn(*values)` for every local replica. No collectives inside."""
+        return fn(*values)
+
+    def update(self, variable, fn, *values):
+        """Calls `fn(copy, *values)` for every local copy of `variable`."""
+        fn(getattr(variable, "value", variable), *values)
+
+    def agreed(self, value):
+        """The one value of a scalar that is equal on all replicas."""
+        return value
+
+    def broadcast(self, variables, root=0):
+        """Gives all workers the variables of worker `root`."""
+
+    def reduce_moments(self, local, name, equal_weight=None):
+        """Mean and biased variance of the samples of all workers.
+
+        Two collectives as large as the gradients: the means, then the spread
+        about the common mean. Packing g and g² into one would move as many bytes
+        and lose the small digits of the variance.
+
+        Args:
+            local: `Moments` of this worker's samples.
+            name: Prefix of the names of the collectives.
+            equal_weight: Python float, the weight of every worker's samples where
+                it is known to be the same; spares a collective.
+
+        Returns:
+            `(mean, variance)`, tensors `[n]`; variance is `None` where the
+            moments have no spread.
+        """
+        if equal_weight is None:
+            weight = self.all_reduce(local.weight, f"{name}.weight")
+            weighted = self.each(tf.multiply, local.mean, local.weight)
+        else:
+            # Only the ratio of equal weights matters: 1 spares a multiplication.
+            weight, weighted = float(self.workers), local.mean
+        total = self.all_reduce(weighted, f"{name}.mean")
+        mean = self.each(tf.divide, total, weight)
+        if local.spread is None:
+            return mean, None
+        about = self.each(lambda moments, c: moments.spread_about(c), local, mean)
+        spread = self.all_reduce(about, f"{name}.spread")
+        samples = weight if equal_weight is None else weight * equal_weight
+        return mean, self.each(tf.divide, spread, samples)

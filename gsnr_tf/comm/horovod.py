@@ -1,0 +1,87 @@
+"""The ranks of a Horovod job."""
+
+import os
+
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+from gsnr_tf.comm.base import Communicator
+
+# A rank that waits for another longer than this is told so, then stopped, unless
+# the user chose otherwise: a job that hangs costs more than a job that fails.
+_STALL_LIMITS = {
+    "HOROVOD_STALL_CHECK_TIME_SECONDS": "60",
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800",
+}
+
+
+def launched():
+    """Whether a launcher started this process as one of several ranks."""
+    sizes = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+    return any(int(os.environ.get(size, "1")) > 1 for size in sizes)
+
+
+def load():
+    """Returns `horovod.tensorflow`, initialised.
+
+    Raises:
+        ImportError: Horovod is missing, or was built without TensorFlow.
+    """
+    try:
+        import horovod.tensorflow as hvd
+    except Exception as error:
+        # Built for another framework or another TensorFlow, its loader fails in
+        # many ways, not all of them an ImportError.
+        raise ImportError(
+            "Horovod was asked for, but horovod.tensorflow cannot be imported "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). "
+            "A plain `pip install horovod` has no TensorFlow operations; build it "
+            "with `bash horovod_scripts/install_horovod.sh` and check with "
+            "`horovodrun --check-build`."
+        ) from error
+    if not hvd.is_initialized():
+        for name, limit in _STALL_LIMITS.items():
+            os.environ.setdefault(name, limit)
+        hvd.init()
+    return hvd
+
+
+class HorovodCommunicator(Communicator):
+    """The ranks of a Horovod job, one worker each."""
+
+    def __init__(self):
+        self._hvd = load()
+        self.workers = self._hvd.size()
+
+    def run(self, step, *values):
+        graph = tf.compat.v1.get_default_graph()
+        if self.workers > 1 and control_flow_util.GraphOrParentsInXlaContext(graph):
+            raise RuntimeError(
+                "Horovod's collectives cannot be compiled by XLA, but this train step "
+                "was traced with jit_compile=True (Keras' jit_compile='auto' chooses "
+                "it on GPUs). Pass jit_compile=False to `model.compile`, or add "
+                "gsnr_tf.callbacks.BroadcastGlobalVariablesCallback() to the "
+                "callbacks of `fit`, which switches it off."
+            )
+        return step(*values)
+
+    def all_reduce(self, tensor, name):
+        return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=name)
+
+    def broadcast(self, variables, root=0):
+        variables = [getattr(v, "value", v) for v in variables]
+
+        @tf.function(autograph=False)
+        def receive():
+            for index, variable in enumerate(variables):
+                value = tf.convert_to_tensor(variable)
+                wire = tf.float32 if value.dtype == tf.bfloat16 else value.dtype
+                sent = self._hvd.broadcast(
+                    tf.cast(value, wire), root, name=f"gsnr.broadcast.{index}"
+                )
+                variable.assign(tf.cast(sent, value.dtype))
+
+        # Keras builds optimizers while it traces the train step.
+        with tf.init_scope():
+            if self.workers > 1:
+                receive()

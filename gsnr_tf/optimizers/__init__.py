@@ -1,0 +1,9 @@
+"""The optimizer family, and Keras' own optimizers on several workers."""
+
+from gsnr_tf.optimizers.adam import GSNRAdam
+from gsnr_tf.optimizers.distributed import DistributedOptimizer
+from gsnr_tf.optimizers.lamb import GSNRLamb
+from gsnr_tf.optimizers.lars import GSNRLars
+from gsnr_tf.optimizers.sgd import GSNRSGD
+
+__all__ = ["DistributedOptimizer", "GSNRAdam", "GSNRLamb", "GSNRLars", "GSNRSGD"]

@@ -1,0 +1,228 @@
+"""The order of a step, in one place.
+
+    accumulate → reduce → agree on finiteness → clip → (multiplier →) rule → EMA
+
+Keras has the same stations in another order: it clips before it reduces and drops
+a non-finite step before it has heard of the other workers. Both are wrong as soon
+as there is a second worker.
+"""
+
+import functools
+
+import keras
+import tensorflow as tf
+
+from gsnr_tf import comm
+from gsnr_tf.optimizers.layout import FlatLayout
+from gsnr_tf.stats import Moments
+
+
+class DistributedStep(keras.optimizers.Optimizer):
+    """A Keras optimizer whose updates are one decision of all workers.
+
+    Stands behind a rule (a Keras optimizer, or `GSNROptimizer`) in the order of
+    base classes and replaces `Optimizer`'s way from gradients to an update.
+    """
+
+    communicator = "auto"
+    # Whether the rule asks how far the samples differ; costs a second reduction.
+    _needs_variance = False
+    _examples = None
+
+    def build(self, variables):
+        """Creates the state of the step and shares the weights of worker 0.
+
+        Args:
+            variables: List of the model's trainable variables.
+        """
+        if self.built:
+            return
+        self._comm = comm.choose(self.communicator, self._distribution_strategy)
+        self._flat = FlatLayout(variables)
+        # Keras' accumulators hold a sum and are mirrored; ours hold moments, and
+        # each replica its own.
+        steps, self.gradient_accumulation_steps = self.gradient_accumulation_steps, None
+        try:
+            super().build(variables)
+        finally:
+            self.gradient_accumulation_steps = steps
+        self._skipped = self.add_variable(
+            (), dtype="int64", aggregation="only_first_replica", name="skipped_steps"
+        )
+        if steps:
+            self._accumulators = self._add_accumulators()
+        self._comm.broadcast(self._trainable_variables)
+
+    def _add_accumulators(self):
+        shapes = Moments((), (self._flat.size,), (self._flat.size,))
+        if not self._needs_variance:
+            shapes = shapes._replace(spread=None)
+        accumulators = []
+        for field, shape in zip(Moments._fields, shapes):
+            if shape is None:
+                continue
+            variable = keras.Variable(
+                tf.zeros(shape, self._flat.dtype),
+                dtype=self._flat.dtype.name,
+                trainable=False,
+                synchronization="on_read",
+                aggregation="mean",
+                name=f"accumulated_{field}",
+            )
+            self._track_variable(variable)
+            accumulators.append(variable)
+        return accumulators
+
+    @property
+    def skipped_steps(self):
+        """Scalar int64 tensor: updates that all workers dropped together because
+        the reduced gradient was not finite."""
+        return tf.convert_to_tensor(self._skipped)
+
+    def apply_gradients(self, grads_and_vars, examples=None):
+        """Applies gradients, once for each micro-batch, on every worker alike.
+
+        Args:
+            grads_and_vars: Pairs of gradient (tensor, `tf.IndexedSlices` or `None`)
+                and variable. Gradients are means over this worker's examples.
+            examples: Scalar, over how many examples. Give it at every call or at
+                none; without it all workers and micro-batches weigh the same.
+
+        Returns:
+            The number of calls that count so far, as in Keras.
+        """
+        gradients, variables = zip(*grads_and_vars)
+        self.apply(gradients, variables, examples=examples)
+        return self._iterations
+
+    def apply(self, grads, trainable_variables=None, examples=None):
+        """Like `apply_gradients`, with gradients and variables apart."""
+        self._examples = examples
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            self._examples = None
+
+    def _backend_apply_gradients(self, grads, trainable_variables):
+        given = [None] * len(self._trainable_variables)
+        for gradient, variable in zip(grads, trainable_variables):
+            given[self._get_variable_index(variable)] = gradient
+        with_gradient = [i for i, gradient in enumerate(given) if gradient is not None]
+        sample = self._flat.pack([_dense(gradient) for gradient in given])
+        if self._comm.gradient_scale != 1:
+            sample = sample * tf.cast(self._comm.gradient_scale, sample.dtype)
+        weight = None
+        if self._examples is not None:
+            weight = tf.cast(self._examples, sample.dtype)
+            # The mean over no examples is NaN; it weighs nothing.
+            sample = tf.where(weight > 0, sample, tf.zeros_like(sample))
+        step = functools.partial(self._step, with_gradient)
+        self._comm.run(step, sample, weight)
+
+    def _step(self, with_gradient, sample, weight):
+        """One call's step, where collectives may be issued."""
+        steps = self.gradient_accumulation_steps
+        if not steps:
+            moments = self._comm.each(self._first_sample, sample, weight)
+            self._finish(with_gradient, moments, None if weight is not None else 1.0)
+            return
+        moments = self._comm.each(self._accumulated, sample, weight)
+
+        def finish():
+            equal_weight = None if weight is not None else float(steps)
+            self._comm.each(self._restart)
+            self._finish(with_gradient, moments, equal_weight)
+            return True
+
+        def wait():
+            self._comm.each(self._store, moments)
+            return True
+
+        tf.cond(tf.equal((self._iterations + 1) % steps, 0), finish, wait)
+
+    def _first_sample(self, sample, weight):
+        weight = tf.ones([], sample.dtype) if weight is None else weight
+        return Moments.of(sample, weight, self._needs_variance)
+
+    def _accumulated(self, sample, weight):
+        """Moments of the window so far, this sample included."""
+        state = [tf.convert_to_tensor(variable) for variable in self._accumulators]
+        so_far = Moments(*state, *([] if self._needs_variance else [None]))
+        return so_far.add(sample, tf.ones([], sample.dtype) if weight is None else weight)
+
+    def _store(self, moments):
+        for variable, value in zip(self._accumulators, moments):
+            variable.value.assign(value)
+
+    def _restart(self):
+        for variable in self._accumulators:
+            variable.value.assign(tf.zeros(variable.shape, self._flat.dtype))
+
+    def _finish(self, with_gradient, moments, equal_weight):
+        """Reduces the samples of a window and updates, if all is finite."""
+        mean, variance = self._comm.reduce_moments(
+            moments, f"gsnr.{self.name}", equal_weight
+        )
+        # The reduced mean is the same on all workers, and so is what it says.
+        finite = self._comm.agreed(
+            self._comm.each(lambda m: tf.reduce_all(tf.math.is_finite(m)), mean)
+        )
+
+        def update():
+            self._update(with_gradient, mean, variance)
+            if self.use_ema:
+                self._update_averages()
+            return True
+
+        def skip():
+            # The window's calls do not count: `iterations` is the number of updates.
+            self._iterations.assign_sub(self.gradient_accumulation_steps or 1)
+            self._skipped.assign_add(1)
+            return False
+
+        tf.cond(finite, update, skip)
+
+    def _update(self, with_gradient, mean, variance):
+        """Clips, then updates each variable by the rule: here Keras' own."""
+        clipped = self._comm.each(self._clipped, mean)
+        rate = tf.convert_to_tensor(self.learning_rate)
+        for index in with_gradient:
+            step = functools.partial(self._keras_rule, rate)
+            self._comm.update(self._trainable_variables[index], step, clipped[index])
+
+    def _clipped(self, mean):
+        return self._clip_gradients(self._flat.unpack(mean))
+
+    def _keras_rule(self, rate, variable, gradient):
+        if self.weight_decay is not None and self._use_weight_decay(variable):
+            decay = tf.cast(self.weight_decay * tf.cast(rate, tf.float32), variable.dtype)
+            variable.assign_sub(variable * decay)
+        self.update_step(gradient, variable, rate)
+
+    def _update_averages(self):
+        """Keras' moving averages of the weights, once for each update."""
+        momentum = tf.where(tf.equal(self.iterations, 0), 0.0, self.ema_momentum)
+        overwrite = self.ema_overwrite_frequency and tf.equal(
+            (self.iterations + 1) % self.ema_overwrite_frequency, 0
+        )
+
+        def follow(average, variable):
+            m = tf.cast(momentum, variable.dtype)
+            average.assign(m * average + (1 - m) * variable)
+            if overwrite is not None:
+                variable.assign(tf.where(overwrite, average, variable))
+
+        for variable, average in zip(
+            self._trainable_variables, self._model_variables_moving_average
+        ):
+            if average is not None:
+                self._comm.update(variable, functools.partial(follow, average))
+
+
+def _dense(gradient):
+    """Sums the rows of `IndexedSlices` that name the same index."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    return tf.math.unsorted_segment_sum(
+        gradient.values, gradient.indices, gradient.dense_shape[0]
+    )

@@ -1,0 +1,69 @@
+"""Any Keras optimizer on several workers: the baseline, and Horovod's wrapper anew."""
+
+import functools
+
+import keras
+
+from gsnr_tf.optimizers.base import DistributedStep
+
+
+@functools.cache
+def _distributed_class(rule):
+    """The subclass of a Keras optimizer class whose steps are those of all workers."""
+    made = type(f"Distributed{rule.__name__}", (rule, DistributedStep), {})
+    made.__module__ = __name__
+    made.__doc__ = rule.__doc__
+    return keras.saving.register_keras_serializable("gsnr_tf")(made)
+
+
+def DistributedOptimizer(optimizer):
+    """Makes a Keras optimizer update by the mean gradient of all workers.
+
+    What `horovod.tensorflow.keras.DistributedOptimizer` was for Keras 2; under
+    Keras 3 that one trains every rank by itself, without an error. Works for ranks,
+    for replicas, and (as the optimizer itself) in a single process. Gradients are
+    reduced once for each update, also with `gradient_accumulation_steps`; clipping
+    acts on the reduced gradient; a gradient that is not finite on any worker makes
+    all of them skip the update.
+
+    Args:
+        optimizer: A `keras.optimizers.Optimizer` that has not been built.
+
+    Returns:
+        A new optimizer of a subclass of `type(optimizer)`, of the same config.
+
+    Raises:
+        TypeError: `optimizer` is something else.
+        ValueError: `optimizer` is already built, or reduces by itself.
+    """
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            "DistributedOptimizer takes an instance of keras.optimizers.Optimizer, "
+            f"such as keras.optimizers.Lamb(0.001). Received: {optimizer!r}"
+        )
+    if isinstance(optimizer, DistributedStep):
+        raise ValueError(
+            f"{type(optimizer).__name__} reduces its gradients by itself; pass it to "
+            "`compile` as it is."
+        )
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "Wrap the inner optimizer: "
+            "LossScaleOptimizer(DistributedOptimizer(optimizer))."
+        )
+    if optimizer.built:
+        raise ValueError(
+            f"{type(optimizer).__name__} '{optimizer.name}' is already built, and its "
+            "state would be lost. Wrap it before the first step."
+        )
+    return _distributed_class(type(optimizer)).from_config(optimizer.get_config())
+
+
+# Known to Keras from the start, so that a saved model can be loaded by name.
+for _rule in vars(keras.optimizers).values():
+    if (
+        isinstance(_rule, type)
+        and issubclass(_rule, keras.optimizers.Optimizer)
+        and _rule not in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer)
+    ):
+        _distributed_class(_rule)

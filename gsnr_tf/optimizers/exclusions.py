@@ -1,0 +1,47 @@
+"""Which variables a rule leaves alone: regular expressions against their paths."""
+
+import re
+import warnings
+
+
+def path_of(variable):
+    return getattr(variable, "path", variable.name)
+
+
+def as_list(patterns):
+    # Assigned to an optimizer, a list becomes a tracked one.
+    return None if patterns is None else list(patterns)
+
+
+def checked_patterns(argument, patterns):
+    """The list of regular expressions, each checked to be one."""
+    if patterns is None:
+        return None
+    if isinstance(patterns, str):
+        raise ValueError(
+            f"{argument} must be a list of regular expressions. Received the string "
+            f"{patterns!r}; write [{patterns!r}]."
+        )
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"{argument} has {pattern!r}, which is not a regular expression: {error}."
+            ) from error
+    return list(patterns)
+
+
+def selected(variables, exclude, exclude_vectors):
+    """For each variable, whether it is left after the exclusions."""
+    if exclude is None:
+        return [len(v.shape) > 1 or not exclude_vectors for v in variables]
+    paths = [path_of(variable) for variable in variables]
+    for pattern in exclude:
+        if not any(re.search(pattern, path) for path in paths):
+            warnings.warn(
+                f"The regular expression {pattern!r} matches no variable. "
+                f"The variables' paths are: {paths}",
+                stacklevel=2,
+            )
+    return [not any(re.search(p, path) for p in exclude) for path in paths]

@@ -1,0 +1,243 @@
+"""What the optimizers of the family share: the multiplier, and how a rule is applied."""
+
+import functools
+import re
+import warnings
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from gsnr_tf.optimizers.base import DistributedStep
+from gsnr_tf.optimizers.exclusions import (
+    as_list,
+    checked_patterns,
+    path_of,
+    selected,
+)
+from gsnr_tf.stats import multiplier
+
+# Below this many samples the mean of r has no finite expectation to speak of.
+_SOUND_SAMPLES = 8
+
+
+class Step(NamedTuple):
+    """What a rule is told about the step, besides the variable's own numbers.
+
+    Attributes:
+        learning_rate: Scalar tensor, λ.
+        t: Scalar tensor, number of this update, from 1.
+        weight_decay: Python float, 0 for variables that are excluded.
+    """
+
+    learning_rate: tf.Tensor
+    t: tf.Tensor
+    weight_decay: float
+
+
+COMMON_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). Defaults to 0.1.
+        ceiling: Float, at least `gamma`. Upper bound of the multiplier. With
+            `gamma=1, ceiling=1` the optimizer is its base optimizer. Defaults to 1.
+        weight_decay: Float or `None`.
+        exclude_from_weight_decay: List of regular expressions, searched in
+            `variable.path`: which variables are not decayed. An empty list excludes
+            none. Defaults to `None`: {default_exclusion}.
+        communicator: Where the samples come from: "horovod" (one from each rank),
+            "strategy" (one from each replica), "local" (only the micro-batches of
+            this process) or "auto", which sees by itself. Defaults to "auto".
+        learning_rate, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum,
+            ema_overwrite_frequency, loss_scale_factor, gradient_accumulation_steps,
+            name: As for every Keras optimizer, except that clipping acts on the
+            gradient of all workers, and that each accumulated micro-batch is a
+            sample of its own. The moving average follows updates, not micro-batches.
+
+    Raises:
+        ValueError: At construction for arguments out of range; at build where only
+            one sample an update would be left (one worker and no accumulation)."""
+
+
+class GSNROptimizer(DistributedStep):
+    """Base of the family. A rule names its `slots` and says
+
+        u = direction(θ, g, r)       elementwise: the step, its length not yet known
+        φ = trust_ratio(‖θ‖, ‖u‖)    one number for each variable, 1 without adaptation
+        θ ← descend(θ, u, φ)         elementwise
+
+    with r the multiplier of `stats.multiplier`. All are pure functions on tensors of
+    any shape, so that a rule works on a whole variable or on a part of it.
+    """
+
+    slots = ()
+    # Whether vectors and scalars (biases, norms) are left undecayed by default.
+    exclude_vectors = False
+    _needs_variance = True
+
+    def __init__(
+        self,
+        learning_rate,
+        gamma=0.1,
+        ceiling=1.0,
+        exclude_from_weight_decay=None,
+        communicator="auto",
+        **keras_arguments,
+    ):
+        super().__init__(learning_rate, **keras_arguments)
+        if not 0 < gamma <= 1:
+            raise ValueError(f"gamma must be in (0, 1]. Received: gamma={gamma}")
+        if not ceiling >= gamma:
+            raise ValueError(
+                "ceiling must be at least gamma. "
+                f"Received: ceiling={ceiling}, gamma={gamma}"
+            )
+        self.gamma = gamma
+        self.ceiling = ceiling
+        self.communicator = communicator
+        self._not_decayed = checked_patterns(
+            "exclude_from_weight_decay", exclude_from_weight_decay
+        )
+
+    # ---- the rule -------------------------------------------------------------
+
+    def direction(self, theta, gradient, r, slots, step):
+        """Returns `(u, slots)`: tensors shaped like `theta`, and a dict of them."""
+        raise NotImplementedError(f"{type(self).__name__} has no rule")
+
+    def descend(self, theta, u, phi, slots, step):
+        """Returns `(theta, slots)` after the step."""
+        raise NotImplementedError(f"{type(self).__name__} has no rule")
+
+    # ---- building -------------------------------------------------------------
+
+    def build(self, variables):
+        """Creates the slots of the rule; see `DistributedStep.build`."""
+        if self.built:
+            return
+        super().build(variables)
+        self.samples = self._comm.workers * (self.gradient_accumulation_steps or 1)
+        self._check_samples()
+        self._slots = {
+            slot: [self._add_slot(variable, slot) for variable in variables]
+            for slot in self.slots
+        }
+        self._signal, self._noise = [
+            self.add_variable((), aggregation="only_first_replica", name=name)
+            for name in ("gradient_sq_norm", "gradient_variance")
+        ]
+        self._decays = selected(variables, self._not_decayed, self.exclude_vectors)
+
+    def _check_samples(self):
+        received = (
+            f"{self._comm.workers} worker(s) and gradient_accumulation_steps="
+            f"{self.gradient_accumulation_steps}"
+        )
+        if self.samples < 2:
+            raise ValueError(
+                f"{type(self).__name__} measures how far samples of the gradient "
+                f"agree, and one sample has no spread. Received: {received}. Either "
+                "start several ranks (`horovodrun -np 8 python ...`), or make model "
+                "and optimizer inside the scope of a tf.distribute strategy with "
+                "several replicas, or set gradient_accumulation_steps to 2 or more "
+                "(8 is a good start)."
+            )
+        if self.samples < _SOUND_SAMPLES:
+            warnings.warn(
+                f"{type(self).__name__} has k={self.samples} samples an update "
+                f"({received}). Below {_SOUND_SAMPLES} the estimate is poor: of pure "
+                "noise, r has the expectation 1/(k-3), and at k=2 about 99% of all "
+                "multipliers sit on the floor. Raise gradient_accumulation_steps.",
+                stacklevel=2,
+            )
+
+    def _add_slot(self, variable, name):
+        path = path_of(variable).replace("/", "_").replace(":", "_")
+        native = getattr(variable, "value", variable)
+        with self._distribution_strategy.extended.colocate_vars_with(native):
+            return self.add_variable(
+                variable.shape, dtype=self._flat.dtype.name, name=f"{path}_{name}"
+            )
+
+    # ---- the update -----------------------------------------------------------
+
+    def _update(self, with_gradient, mean, variance):
+        gradients, multipliers, signal, noise = self._comm.each(
+            self._weigh, mean, variance
+        )
+        self._signal.assign(self._comm.agreed(signal))
+        self._noise.assign(self._comm.agreed(noise))
+        rate = tf.cast(self.learning_rate, self._flat.dtype)
+        t = tf.cast(self.iterations + 1, self._flat.dtype)
+        for index in with_gradient:
+            decay = (self.weight_decay or 0.0) if self._decays[index] else 0.0
+            step = Step(rate, t, decay)
+            self._comm.update(
+                self._trainable_variables[index],
+                functools.partial(self._apply_rule, index, step),
+                gradients[index],
+                multipliers[index],
+            )
+
+    def _weigh(self, mean, variance):
+        """Clipped gradient and multiplier of each variable, and the totals."""
+        weigh = functools.partial(
+            multiplier, samples=self.samples, gamma=self.gamma, ceiling=self.ceiling
+        )
+        means, variances = self._flat.unpack(mean), self._flat.unpack(variance)
+        multipliers = [weigh(m, v) for m, v in zip(means, variances)]
+        signal = tf.reduce_sum(tf.square(mean))
+        return self._clip_gradients(means), multipliers, signal, tf.reduce_sum(variance)
+
+    def _trust(self, index, theta, u, step):
+        return 1.0
+
+    def _apply_rule(self, index, step, variable, gradient, r):
+        theta = tf.cast(variable, self._flat.dtype)
+        slots = {name: tf.convert_to_tensor(s[index]) for name, s in self._slots.items()}
+        u, slots = self.direction(theta, gradient, r, slots, step)
+        phi = self._trust(index, theta, u, step)
+        theta, slots = self.descend(theta, u, phi, slots, step)
+        variable.assign(tf.cast(theta, variable.dtype))
+        for name, value in slots.items():
+            self._slots[name][index].assign(value)
+
+    # ---- what one may ask -----------------------------------------------------
+
+    @property
+    def gsnr(self):
+        """Scalar tensor: Σ mean² / Σ variance over all elements at the last update.
+
+        The mean of r weighted by variance, which single elements cannot dominate;
+        0 before the first update. Its inverse, times the examples of a sample, is
+        the simple noise scale (McCandlish et al. 2018) up to its bias.
+        """
+        return tf.math.divide_no_nan(
+            tf.convert_to_tensor(self._signal), tf.convert_to_tensor(self._noise)
+        )
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Keras' way to exclude variables: adds to the constructor's list.
+
+        Args:
+            var_list: Variables to exclude.
+            var_names: Regular expressions, searched in `variable.path`.
+
+        Raises:
+            ValueError: The optimizer is already built.
+        """
+        if self.built:
+            raise ValueError(
+                "`exclude_from_weight_decay()` must be called before the optimizer "
+                "is built."
+            )
+        exact = [f"^{re.escape(path_of(variable))}$" for variable in var_list or []]
+        self._not_decayed = checked_patterns(
+            "var_names", [*(self._not_decayed or []), *exact, *(var_names or [])]
+        )
+
+    def get_config(self):
+        """Arguments of the constructor, as Keras serializes them."""
+        return {
+            **super().get_config(),
+            "gamma": self.gamma,
+            "ceiling": self.ceiling,
+            "exclude_from_weight_decay": as_list(self._not_decayed),
+            "communicator": self.communicator,
+        }

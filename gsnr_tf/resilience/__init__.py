@@ -1,0 +1,5 @@
+"""What keeps a job of many workers alive and in step."""
+
+from gsnr_tf.resilience.loss_scale import LossScaleOptimizer
+
+__all__ = ["LossScaleOptimizer"]

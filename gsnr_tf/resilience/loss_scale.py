@@ -1,0 +1,91 @@
+"""Dynamic loss scaling decided by all workers together.
+
+Keras' `LossScaleOptimizer` looks at local gradients and skips the whole step, the
+collectives included, on the worker that overflowed. The others wait for it, or
+train on without it.
+"""
+
+import keras
+import tensorflow as tf
+
+from gsnr_tf.optimizers.base import DistributedStep
+
+_KerasLossScaleOptimizer = keras.optimizers.LossScaleOptimizer
+
+
+@keras.saving.register_keras_serializable("gsnr_tf")
+class LossScaleOptimizer(_KerasLossScaleOptimizer):
+    """Scales the loss; leaves the decision on overflow to the inner optimizer.
+
+    The inner optimizer (of this package) sees every gradient, finite or not, and
+    skips an update where the reduced gradient is not finite: a decision that costs
+    no collective of its own and is the same on all workers. With accumulation it
+    concerns the whole window of micro-batches, within which the scale is constant.
+    Skipped, the scale is halved; after `dynamic_growth_steps` updates in a row it is
+    doubled.
+
+    Keras wraps optimizers in its own class, in `compile` under a float16 policy or
+    by the user's hand. Where the inner optimizer is one of this package's, Keras'
+    constructor yields this class instead (see the end of this file).
+
+    Args:
+        inner_optimizer, initial_scale, dynamic_growth_steps, name: As in Keras.
+    """
+
+    def build(self, var_list):
+        if self.built:
+            return
+        # Keras' own are mirrored without aggregation, and cannot be assigned in a
+        # replica.
+        self.step_counter = self.add_variable(
+            (), dtype="int", aggregation="only_first_replica", name="step_counter"
+        )
+        self.dynamic_scale = self.add_variable(
+            (),
+            dtype="float32",
+            initializer=keras.initializers.Constant(self.initial_scale),
+            aggregation="only_first_replica",
+            name="dynamic_scale",
+        )
+        self.inner_optimizer.build(var_list)
+        keras.optimizers.Optimizer.build(self, var_list)
+
+    def apply_gradients(self, grads_and_vars, examples=None):
+        """See `DistributedStep.apply_gradients`; gradients are of the scaled loss."""
+        gradients, variables = zip(*grads_and_vars)
+        self.apply(gradients, variables, examples=examples)
+        return self.inner_optimizer._iterations
+
+    def apply(self, grads, trainable_variables=None, examples=None):
+        if not self.built:
+            self.build(list(trainable_variables))
+        variables = trainable_variables or self._trainable_variables
+        inner = self.inner_optimizer
+        skipped, updates = inner.skipped_steps, inner.iterations + 0
+        unscaled = [
+            g
+            if g is None or self._overwrite_variable_with_gradient(v)
+            else keras.ops.divide(g, self.dynamic_scale)
+            for g, v in zip(grads, variables)
+        ]
+        inner.apply(unscaled, trainable_variables, examples=examples)
+        self._rescale(inner.skipped_steps > skipped, inner.iterations > updates)
+
+    def _rescale(self, skipped, updated):
+        counter = self.step_counter + tf.cast(updated, self.step_counter.dtype)
+        grown = counter >= self.dynamic_growth_steps
+        factor = tf.where(skipped, 0.5, tf.where(grown, 2.0, 1.0))
+        restart = tf.logical_or(skipped, grown)
+        self.dynamic_scale.assign(self.dynamic_scale * factor)
+        self.step_counter.assign(tf.where(restart, tf.zeros_like(counter), counter))
+
+
+def _construct(cls, inner_optimizer=None, *args, **kwargs):
+    if cls is _KerasLossScaleOptimizer and isinstance(inner_optimizer, DistributedStep):
+        cls = LossScaleOptimizer
+    return object.__new__(cls)
+
+
+# `compile` names Keras' class and asks nobody; its constructor is the one place
+# where every wrapping, by Keras or by hand, passes through.
+_KerasLossScaleOptimizer.__new__ = staticmethod(_construct)

@@ -1,0 +1,57 @@
+"""From mean and variance to the GSNR and the multiplier of one variable."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def gsnr(mean, variance, samples):
+    """Gradient signal to noise ratio r = mean² / variance, Eq. 2 of the paper.
+
+    Args:
+        mean: Tensor of any shape, float32 or float64: the mean of the samples.
+        variance: Tensor of the same shape and dtype: their biased variance.
+        samples: Python int, how many samples there were.
+
+    Returns:
+        Tensor of the same shape: r ≥ 0, 0 where both are 0, and `inf` where all
+        samples agree and the mean is not 0. Never NaN for finite means.
+    """
+    deviation = tf.sqrt(variance)
+    # The mean of k equal numbers is itself off by up to k·ε/2, so a deviation below
+    # k·ε·|mean| is rounding, not noise. Taken for noise, it would give elements on
+    # which all samples agree a GSNR of about 1/ε², and swamp the mean over r.
+    rounding = samples * float(np.finfo(mean.dtype.as_numpy_dtype).eps)
+    agreed = tf.logical_and(
+        tf.not_equal(mean, 0), deviation <= rounding * tf.abs(mean)
+    )
+    # (mean/σ)² and not mean²/σ²: the squares of large gradients overflow.
+    ratio = tf.square(tf.math.divide_no_nan(mean, deviation))
+    return tf.where(agreed, tf.constant(float("inf"), mean.dtype), ratio)
+
+
+def multiplier(mean, variance, samples, gamma, ceiling):
+    """What each element's step is multiplied by: Eq. 8 and 9 of the paper.
+
+    r is divided by its mean over the elements that carry information (mean or
+    variance not 0) and are finite, then clipped. Elements on which all samples
+    agree get the ceiling; if no finite one is left, all get it.
+
+    Args:
+        mean, variance, samples: As for `gsnr`; the tensors are one variable's.
+        gamma: Python float, the floor.
+        ceiling: Python float, the upper bound.
+
+    Returns:
+        Tensor of the shape of `mean`, in [gamma, ceiling].
+    """
+    r = gsnr(mean, variance, samples)
+    agreed = tf.math.is_inf(r)
+    informative = tf.logical_or(tf.not_equal(mean, 0), tf.not_equal(variance, 0))
+    counted = tf.cast(tf.logical_and(informative, tf.logical_not(agreed)), r.dtype)
+    r = tf.where(agreed, tf.zeros_like(r), r)
+    number = tf.reduce_sum(counted)
+    # r of an element that is not counted is 0 here, so Σ r is over the counted.
+    average = tf.math.divide_no_nan(tf.reduce_sum(r), number)
+    clipped = tf.clip_by_value(tf.math.divide_no_nan(r, average), gamma, ceiling)
+    at_ceiling = tf.logical_or(agreed, tf.equal(number, 0))
+    return tf.where(at_ceiling, tf.constant(ceiling, r.dtype), clipped)

@@ -1,0 +1,48 @@
+"""Weighted mean and variance of gradient samples, formed from deviations.
+
+The variance is never taken as E[g²] − E[g]²: in float32 that loses every digit
+once the mean is a few thousand times the standard deviation.
+"""
+
+from typing import NamedTuple, Optional
+
+import tensorflow as tf
+
+
+class Moments(NamedTuple):
+    """What a set of samples amounts to, element by element.
+
+    Attributes:
+        weight: Scalar tensor, Σ w_i. With equal samples, their number.
+        mean: Tensor `[n]`, Σ w_i g_i / Σ w_i.
+        spread: Tensor `[n]`, Σ w_i (g_i − mean)², or `None` where nobody asks
+            how far the samples differ.
+    """
+
+    weight: tf.Tensor
+    mean: tf.Tensor
+    spread: Optional[tf.Tensor]
+
+    @classmethod
+    def of(cls, sample, weight, with_spread=True):
+        """Moments of one sample `[n]` of the given weight."""
+        return cls(weight, sample, tf.zeros_like(sample) if with_spread else None)
+
+    def add(self, sample, weight):
+        """Moments after one more sample (Welford 1962; West 1979 for weights)."""
+        total = self.weight + weight
+        deviation = sample - self.mean
+        mean = self.mean + deviation * tf.math.divide_no_nan(weight, total)
+        if self.spread is None:
+            return Moments(total, mean, None)
+        # w·W/(w+W)·(g − mean)² is never negative, unlike w(g − mean)(g − mean').
+        share = tf.math.divide_no_nan(weight * self.weight, total)
+        return Moments(total, mean, self.spread + share * tf.square(deviation))
+
+    def spread_about(self, mean):
+        """Σ w_i (g_i − c)² about a common point c `[n]` in place of the own mean.
+
+        Summed over groups of samples, with c the mean of them all, this is the
+        spread of them all (Chan, Golub and LeVeque 1983).
+        """
+        return self.spread + self.weight * tf.square(self.mean - mean)
