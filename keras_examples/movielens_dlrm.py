@@ -98,20 +98,27 @@ def build_optimizer(name, learning_rate, args):
     return DistributedOptimizer(base(learning_rate, gradient_accumulation_steps=steps))
 
 
-def build_schedule(peak, args):
-    """Warm up over a tenth of the updates, then decay to 0 along a cosine.
+class PerUpdate(keras.optimizers.schedules.LearningRateSchedule):
+    """Counts updates for a schedule: Keras asks it at every micro-batch."""
 
-    Keras asks a schedule at every micro-batch, not at every update, so its lengths
-    are multiplied by the accumulation steps.
-    """
+    def __init__(self, schedule, accumulation_steps):
+        self.schedule, self.accumulation_steps = schedule, accumulation_steps
+
+    def __call__(self, micro_step):
+        return self.schedule(micro_step // self.accumulation_steps)
+
+
+def build_schedule(peak, args):
+    """Warm up over a tenth of the updates, then decay along a cosine to 0."""
     updates = args.epochs * movielens.TRAIN // args.batch_size
     warmup = max(1, updates // 10)
-    return keras.optimizers.schedules.CosineDecay(
+    cosine = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=peak / 10,
         warmup_target=peak,
-        warmup_steps=warmup * args.accumulation_steps,
-        decay_steps=max(1, updates - warmup) * args.accumulation_steps,
+        warmup_steps=warmup,
+        decay_steps=max(1, updates - warmup),
     )
+    return PerUpdate(cosine, args.accumulation_steps)
 
 
 def training_batches(data, seed, args):
