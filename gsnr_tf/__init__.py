@@ -10,7 +10,9 @@ if _keras.backend.backend() != "tensorflow":
         f"'{_keras.backend.backend()}'. Set KERAS_BACKEND=tensorflow."
     )
 
+from gsnr_tf import callbacks
 from gsnr_tf.comm import rank, size
+from gsnr_tf.data import shard
 from gsnr_tf.optimizers import (
     GSNRSGD,
     DistributedOptimizer,
@@ -27,6 +29,8 @@ __all__ = [
     "GSNRLars",
     "GSNRSGD",
     "LossScaleOptimizer",
+    "callbacks",
     "rank",
+    "shard",
     "size",
 ]

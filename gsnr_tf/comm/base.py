@@ -51,6 +51,10 @@ class Communicator(abc.ABC):
     def broadcast(self, variables, root=0):
         """Gives all workers the variables of worker `root`."""
 
+    def gather(self, value):
+        """List of what each process passed, a picklable Python object each."""
+        return [value]
+
     def reduce_moments(self, local, name, equal_weight=None):
         """Mean and biased variance of the samples of all workers.
 

@@ -68,6 +68,9 @@ class HorovodCommunicator(Communicator):
     def all_reduce(self, tensor, name):
         return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=name)
 
+    def gather(self, value):
+        return self._hvd.allgather_object(value, name="gsnr.gather")
+
     def broadcast(self, variables, root=0):
         variables = [getattr(v, "value", v) for v in variables]
 

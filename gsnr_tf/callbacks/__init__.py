@@ -1,0 +1,14 @@
+"""Keras 3 callbacks for training on several Horovod ranks.
+
+They bear the names of Horovod's own, which fail under Keras 3.
+"""
+
+from gsnr_tf.callbacks.broadcast import BroadcastGlobalVariablesCallback
+from gsnr_tf.callbacks.metrics import MetricAverageCallback
+from gsnr_tf.callbacks.warmup import LearningRateWarmupCallback
+
+__all__ = [
+    "BroadcastGlobalVariablesCallback",
+    "LearningRateWarmupCallback",
+    "MetricAverageCallback",
+]

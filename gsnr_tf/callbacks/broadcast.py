@@ -1,0 +1,59 @@
+"""All ranks begin with the state of one."""
+
+import logging
+
+import keras
+
+from gsnr_tf import comm
+
+_log = logging.getLogger("gsnr_tf")
+
+
+class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
+    """Gives all ranks the state of one rank when training begins.
+
+    The optimizers of this package share the weights by themselves when they are
+    built. This callback shares everything else as well: BatchNorm statistics,
+    optimizer state and counters, also where only one rank has loaded a checkpoint.
+    Random seeds stay each rank's own, so that dropout differs between ranks.
+
+    Where Keras would compile the train step with XLA (`jit_compile="auto"` does on
+    GPUs), which has no kernels for Horovod's collectives, it switches that off.
+
+    Args:
+        root_rank: Int, the rank whose state all get. Defaults to 0.
+    """
+
+    def __init__(self, root_rank=0):
+        super().__init__()
+        self.root_rank = root_rank
+        self._done = False
+
+    def set_model(self, model):
+        super().set_model(model)
+        if comm.size() > 1 and model.jit_compile:
+            model.jit_compile = False
+            if comm.rank() == 0:
+                _log.warning(
+                    "jit_compile is switched off: XLA has no kernels for Horovod's "
+                    "collectives."
+                )
+
+    def on_train_begin(self, logs=None):
+        self._done = False
+        if self.model.built:
+            self._broadcast()
+
+    def on_train_batch_end(self, batch, logs=None):
+        # A model without an input shape has its variables only now.
+        if not self._done:
+            self._broadcast()
+
+    def _broadcast(self):
+        model, optimizer = self.model, self.model.optimizer
+        if not optimizer.built:
+            optimizer.build(model.trainable_variables)
+        communicator = comm.choose("auto", model.distribute_strategy)
+        state = [v for v in model.variables if "seed_generator_state" not in v.path]
+        communicator.broadcast(state + optimizer.variables, self.root_rank)
+        self._done = True

@@ -1,0 +1,40 @@
+import sys
+
+import cloudpickle
+import pytest
+
+from tests.parallel.ranks import Ranks
+
+
+def pytest_collection_modifyitems(items):
+    """Tests on the same number of ranks come together, so that ranks start once."""
+    here = [i for i in items if "tests/parallel/" in i.nodeid]
+    sizes = {i: getattr(i, "callspec", None) for i in here}
+    sizes = {i: spec.params.get("ranks", 2) if spec else 2 for i, spec in sizes.items()}
+    ordered = iter(sorted(here, key=sizes.get))
+    items[:] = [next(ordered) if item in sizes else item for item in items]
+
+
+@pytest.fixture(scope="session")
+def _pool():
+    running = {}
+    yield running
+    for ranks in running.values():
+        ranks.stop()
+
+
+@pytest.fixture
+def on_ranks(_pool, request):
+    """`on_ranks(n, body, *args)`: what `body` returned on each of `n` Horovod ranks."""
+    # The ranks cannot import test modules: send their functions by value.
+    cloudpickle.register_pickle_by_value(sys.modules[request.module.__name__])
+
+    def run(size, body, *args, **options):
+        # Idle ranks still talk to each other every millisecond: keep one job alive.
+        for other in [s for s, ranks in _pool.items() if s != size or not ranks.alive]:
+            _pool.pop(other).stop()
+        if size not in _pool:
+            _pool[size] = Ranks(size)
+        return _pool[size].run(body, *args, **options)
+
+    return run
