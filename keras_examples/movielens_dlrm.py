@@ -7,6 +7,7 @@ OUTPUT
 """
 
 import argparse
+import math
 import os
 import time
 from pathlib import Path
@@ -98,27 +99,32 @@ def build_optimizer(name, learning_rate, args):
     return DistributedOptimizer(base(learning_rate, gradient_accumulation_steps=steps))
 
 
-class PerUpdate(keras.optimizers.schedules.LearningRateSchedule):
-    """Counts updates for a schedule: Keras asks it at every micro-batch."""
+@keras.saving.register_keras_serializable("keras_examples")
+class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """Rises to the peak over a tenth of the updates, then falls along a cosine to 0.
 
-    def __init__(self, schedule, accumulation_steps):
-        self.schedule, self.accumulation_steps = schedule, accumulation_steps
+    Keras asks a schedule at every micro-batch; this one counts whole updates, so that
+    it is the same for any number of accumulation steps.
+    """
+
+    def __init__(self, peak, updates, accumulation_steps):
+        self.peak, self.updates = peak, updates
+        self.accumulation_steps = accumulation_steps
 
     def __call__(self, micro_step):
-        return self.schedule(micro_step // self.accumulation_steps)
+        update = keras.ops.cast(micro_step // self.accumulation_steps, "float32")
+        warmup = max(1, self.updates // 10)
+        rise = (update + 1) / warmup
+        way = keras.ops.maximum(update - warmup, 0.0) / max(1, self.updates - warmup)
+        fall = (1 + keras.ops.cos(math.pi * way)) / 2
+        return self.peak * keras.ops.minimum(rise, fall)
 
-
-def build_schedule(peak, args):
-    """Warm up over a tenth of the updates, then decay along a cosine to 0."""
-    updates = args.epochs * movielens.TRAIN // args.batch_size
-    warmup = max(1, updates // 10)
-    cosine = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=peak / 10,
-        warmup_target=peak,
-        warmup_steps=warmup,
-        decay_steps=max(1, updates - warmup),
-    )
-    return PerUpdate(cosine, args.accumulation_steps)
+    def get_config(self):
+        return {
+            "peak": self.peak,
+            "updates": self.updates,
+            "accumulation_steps": self.accumulation_steps,
+        }
 
 
 def training_batches(data, seed, args):
@@ -130,7 +136,7 @@ def training_batches(data, seed, args):
     features, clicks = data.train.features, data.train.clicks
     rows = tf.data.Dataset.range(movielens.TRAIN)
     rows = rows.shuffle(movielens.TRAIN, seed=seed)  # Horovod: the same seed on all ranks.
-    rows = rows.batch(args.batch_size // args.accumulation_steps)
+    rows = rows.batch(args.batch_size // args.accumulation_steps, drop_remainder=True)
     rows = shard(rows)  # Horovod: each rank keeps its part of every micro-batch.
     features = {name: tf.constant(column) for name, column in features.items()}
     clicks = tf.constant(clicks)
@@ -192,7 +198,9 @@ def train(name, learning_rate, seed, data, args):
     if rank() == 0:
         report.print_run(name, learning_rate, seed, args.seeds)
     model = build_model(data)
-    optimizer = build_optimizer(name, build_schedule(learning_rate, args), args)
+    updates = args.epochs * movielens.TRAIN // args.batch_size
+    schedule = WarmupCosine(learning_rate, updates, args.accumulation_steps)
+    optimizer = build_optimizer(name, schedule, args)
     model.compile(optimizer=optimizer, loss="binary_crossentropy")
     recorder = EpochRecorder(data, optimizer, args)
     model.fit(
