@@ -128,25 +128,27 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def training_batches(data, seed, args):
-    """Micro-batches of the training split, in a new order each epoch.
+    """Micro-batches of all epochs, each epoch in an order of its own.
 
-    Row numbers are shuffled and shared out first; features are looked up after, so
-    that a rank gathers its own rows alone.
+    Row numbers are ordered and shared out first; features are looked up after, so
+    that a rank gathers its own rows alone. The order depends on seed and epoch and
+    nothing else: any number of ranks trains on the same batches.
     """
-    features, clicks = data.train.features, data.train.clicks
-    rows = tf.data.Dataset.range(movielens.TRAIN)
-    rows = rows.shuffle(movielens.TRAIN, seed=seed)  # Horovod: the same seed on all ranks.
-    rows = rows.batch(args.batch_size // args.accumulation_steps, drop_remainder=True)
-    rows = shard(rows)  # Horovod: each rank keeps its part of every micro-batch.
-    features = {name: tf.constant(column) for name, column in features.items()}
-    clicks = tf.constant(clicks)
+    micro_batch = args.batch_size // args.accumulation_steps
+    features = {name: tf.constant(column) for name, column in data.train.features.items()}
+    clicks = tf.constant(data.train.clicks)
 
-    def look_up(row):
-        return {name: tf.gather(column, row) for name, column in features.items()}, tf.gather(
-            clicks, row
-        )
+    def row_numbers(epoch):
+        rows = tf.range(movielens.TRAIN)
+        rows = tf.random.experimental.stateless_shuffle(rows, seed=[seed, epoch])
+        return tf.data.Dataset.from_tensor_slices(tf.reshape(rows, [-1, micro_batch]))
 
-    return rows.map(look_up).prefetch(2)
+    def look_up(rows):
+        return {name: tf.gather(features[name], rows) for name in features}, tf.gather(clicks, rows)
+
+    batches = tf.data.Dataset.range(args.epochs).flat_map(row_numbers)
+    batches = shard(batches)  # Horovod: each rank keeps its part of every micro-batch.
+    return batches.map(look_up).prefetch(2)
 
 
 class EpochRecorder(keras.callbacks.Callback):
@@ -206,6 +208,7 @@ def train(name, learning_rate, seed, data, args):
     model.fit(
         training_batches(data, seed, args),
         epochs=args.epochs,
+        steps_per_epoch=movielens.TRAIN // (args.batch_size // args.accumulation_steps),
         shuffle=False,  # the dataset shuffles itself
         verbose=0,
         callbacks=[
