@@ -72,19 +72,23 @@ class HorovodCommunicator(Communicator):
         return self._hvd.allgather_object(value, name="gsnr.gather")
 
     def broadcast(self, variables, root=0):
+        if self.workers == 1:
+            return
         variables = [getattr(v, "value", v) for v in variables]
-
-        @tf.function(autograph=False)
-        def receive():
-            for index, variable in enumerate(variables):
-                value = tf.convert_to_tensor(variable)
-                wire = tf.float32 if value.dtype == tf.bfloat16 else value.dtype
-                sent = self._hvd.broadcast(
-                    tf.cast(value, wire), root, name=f"gsnr.broadcast.{index}"
-                )
-                variable.assign(tf.cast(sent, value.dtype))
-
-        # Keras builds optimizers while it traces the train step.
+        # Keras builds optimizers while it traces the train step. The weights are
+        # shared before that step runs, unless its trace is what creates them.
         with tf.init_scope():
-            if self.workers > 1:
-                receive()
+            ready = all(bool(v.is_initialized()) for v in variables)
+            if ready:
+                tf.function(self._receive, autograph=False)(variables, root)
+        if not ready:
+            self._receive(variables, root)
+
+    def _receive(self, variables, root):
+        for index, variable in enumerate(variables):
+            value = tf.convert_to_tensor(variable)
+            wire = tf.float32 if value.dtype == tf.bfloat16 else value.dtype
+            sent = self._hvd.broadcast(
+                tf.cast(value, wire), root, name=f"gsnr.broadcast.{index}"
+            )
+            variable.assign(tf.cast(sent, value.dtype))

@@ -176,8 +176,9 @@ class DistributedStep(keras.optimizers.Optimizer):
 
         def skip():
             # The window's calls do not count: `iterations` is the number of updates.
-            self._iterations.assign_sub(self.gradient_accumulation_steps or 1)
-            self._skipped.assign_add(1)
+            calls = self.gradient_accumulation_steps or 1
+            self._comm.update(self._iterations, lambda v: v.assign_sub(calls))
+            self._comm.update(self._skipped, lambda v: v.assign_add(1))
             return False
 
         tf.cond(finite, update, skip)

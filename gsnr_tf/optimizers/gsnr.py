@@ -161,8 +161,8 @@ class GSNROptimizer(DistributedStep):
         gradients, multipliers, signal, noise = self._comm.each(
             self._weigh, mean, variance
         )
-        self._signal.assign(self._comm.agreed(signal))
-        self._noise.assign(self._comm.agreed(noise))
+        for variable, total in ((self._signal, signal), (self._noise, noise)):
+            self._comm.update(variable, lambda v, value: v.assign(tf.cast(value, v.dtype)), total)
         rate = tf.cast(self.learning_rate, self._flat.dtype)
         t = tf.cast(self.iterations + 1, self._flat.dtype)
         for index in with_gradient:

@@ -1,0 +1,68 @@
+"""`shard`: every example once, equal steps, the same global batches."""
+
+import pytest
+
+
+def rows(examples, batch, drop_remainder=False):
+    import tensorflow as tf
+
+    import gsnr_tf
+
+    data = tf.data.Dataset.from_tensor_slices(
+        {"id": tf.range(examples), "x": tf.random.normal([examples, 3], seed=1) * 0}
+    )
+    data = data.shuffle(examples, seed=5).batch(batch, drop_remainder=drop_remainder)
+    sharded = gsnr_tf.shard(data)
+    structure = sharded.element_spec["x"].shape.rank
+    return [b["id"].numpy().tolist() for b in sharded], structure
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("examples, batch", [(24, 6), (25, 6), (26, 6), (7, 6), (10, 100)])
+def test_every_example_once_and_equal_steps(on_ranks, ranks, examples, batch):
+    parts, structures = zip(*on_ranks(ranks, rows, examples, batch))
+    assert structures == (2,) * ranks
+    assert len({len(part) for part in parts}) == 1
+    assert all(len(step) > 0 for part in parts for step in part)
+    seen = [i for part in parts for step in part for i in step]
+    assert sorted(seen) == list(range(examples))
+    for step in zip(*parts):
+        sizes = [len(rows_of_rank) for rows_of_rank in step]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_cardinality_survives_where_all_batches_are_full(on_ranks):
+    for part, _ in on_ranks(2, rows, 25, 6, True):
+        assert [len(step) for step in part] == [3, 3, 3, 3]
+
+
+def refused(kind):
+    import tensorflow as tf
+
+    import gsnr_tf
+
+    data = tf.data.Dataset.range(100)
+    if kind == "unseeded":
+        data = data.shuffle(100).batch(50)
+    elif kind == "ragged":
+        data = data.map(lambda i: tf.ragged.range(tf.stack([i, i])))
+    elif kind == "tiny":
+        data = data.take(1).batch(10)
+    try:
+        return list(gsnr_tf.shard(data))
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    "kind, advice",
+    [
+        ("unseeded", "Give `shuffle` a seed"),
+        ("scalars", "dataset.batch(global_batch_size)"),
+        ("ragged", "before you make its elements sparse or ragged"),
+        ("tiny", "cannot be shared by"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_on_all_ranks(on_ranks, kind, advice):
+    for message in on_ranks(2, refused, kind):
+        assert advice in message
