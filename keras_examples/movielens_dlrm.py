@@ -26,7 +26,8 @@ def parse_arguments():
     )
     add = parser.add_argument
     names = list(LEARNING_RATES)
-    add("--optimizers", nargs="+", choices=names, default=names[:2], help="which to train with")
+    add("--optimizers", nargs="+", choices=names, metavar="NAME", default=names[:2],
+        help="which to train with, of: " + ", ".join(names))  # fmt: skip
     add("--batch-size", type=int, default=16_000, help="examples per update, over all ranks")
     add("--accumulation-steps", type=int, default=4, help="micro-batches per update on a rank")
     add("--epochs", type=int, default=10, help="passes over the 80,000 training rows")
@@ -227,21 +228,21 @@ def train(name, learning_rate, seed, data, args):
 
 
 def check(args):
-    """Stop early, on all ranks alike, where the sizes don't fit; say what would."""
-    unit = args.accumulation_steps * size()
-    fitting = [b for b in range(unit, movielens.TRAIN + 1, unit) if movielens.TRAIN % b == 0]
-    problem = None
+    """Stop early, on all ranks alike, where the sizes don't fit; say what would.
+
+    An epoch is a whole number of updates, so that every example counts once.
+    """
     if min(args.accumulation_steps, args.epochs, args.seeds, args.threads) < 1:
-        problem = "--accumulation-steps, --epochs, --seeds and --threads start at 1."
-    elif args.batch_size not in fitting:
-        near = sorted(sorted(fitting, key=lambda b: abs(b - args.batch_size))[:5])
-        problem = (
-            f"--batch-size {args.batch_size} does not fit: it must divide the "
-            f"{movielens.TRAIN} training rows and be a multiple of {unit} "
-            f"({size()} ranks x {args.accumulation_steps} micro-batches). "
-        ) + (f"Near it: {', '.join(map(str, near))}." if near else "No size does.")
-    if problem:
-        raise SystemExit(problem)
+        raise SystemExit("--accumulation-steps, --epochs, --seeds and --threads start at 1.")
+    steps, received = args.accumulation_steps, args.batch_size
+    fitting = [b for b in range(steps, movielens.TRAIN + 1, steps) if movielens.TRAIN % b == 0]
+    if received not in fitting:
+        near = sorted(sorted(fitting, key=lambda b: abs(b - received))[:5])
+        advice = f"Near it: {', '.join(map(str, near))}." if near else "None is: take other steps."
+        raise SystemExit(
+            f"--batch-size must divide the {movielens.TRAIN} training rows and be a multiple of "
+            f"--accumulation-steps ({steps}). Received: {received}. {advice}"
+        )
 
 
 def main(args):
