@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 # The optimizers this example knows, with the learning rates that README.md explains.
-LEARNING_RATES = {"gsnr-lamb": 0.02, "lamb": 0.02, "gsnr-adam": 0.005, "adam": 0.005}
+LEARNING_RATES = {"gsnr-lamb": 0.07, "lamb": 0.05, "gsnr-adam": 0.01, "adam": 0.01}
 
 
 def parse_arguments():
@@ -135,14 +135,13 @@ def training_batches(data, seed, args):
     that a rank gathers its own rows alone. The order depends on seed and epoch and
     nothing else: any number of ranks trains on the same batches.
     """
-    micro_batch = args.batch_size // args.accumulation_steps
     features = {name: tf.constant(column) for name, column in data.train.features.items()}
     clicks = tf.constant(data.train.clicks)
 
     def row_numbers(epoch):
         rows = tf.range(movielens.TRAIN)
         rows = tf.random.experimental.stateless_shuffle(rows, seed=[seed, epoch])
-        return tf.data.Dataset.from_tensor_slices(tf.reshape(rows, [-1, micro_batch]))
+        return tf.data.Dataset.from_tensor_slices(tf.reshape(rows, [-1, args.micro_batch]))
 
     def look_up(rows):
         return {name: tf.gather(features[name], rows) for name in features}, tf.gather(clicks, rows)
@@ -158,7 +157,7 @@ class EpochRecorder(keras.callbacks.Callback):
     def __init__(self, data, optimizer, args):
         super().__init__()
         self.data, self.optimizer, self.args = data, optimizer, args
-        self.history, self.seconds, self.examples = [], 0.0, 0
+        self.history, self.seconds = [], 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
         self.start, self.first_batch = time.perf_counter(), 0
@@ -169,8 +168,7 @@ class EpochRecorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.perf_counter() - self.start
-        micro_batch = self.args.batch_size // self.args.accumulation_steps
-        examples = movielens.TRAIN - self.first_batch * micro_batch
+        examples = movielens.TRAIN - self.first_batch * self.args.micro_batch
         self.seconds += seconds
         if rank() != 0:  # Horovod: all ranks hold the same weights, one may score them.
             self.history.append(None)
@@ -198,7 +196,7 @@ def train(name, learning_rate, seed, data, args):
     """One run from fresh weights; returns what report.py needs to know of it."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
-    if rank() == 0:
+    if rank() == 0:  # Horovod: one rank speaks and writes.
         report.print_run(name, learning_rate, seed, args.seeds)
     model = build_model(data)
     updates = args.epochs * movielens.TRAIN // args.batch_size
@@ -209,7 +207,7 @@ def train(name, learning_rate, seed, data, args):
     model.fit(
         training_batches(data, seed, args),
         epochs=args.epochs,
-        steps_per_epoch=movielens.TRAIN // (args.batch_size // args.accumulation_steps),
+        steps_per_epoch=movielens.TRAIN // args.micro_batch,
         shuffle=False,  # the dataset shuffles itself
         verbose=0,
         callbacks=[
@@ -247,6 +245,7 @@ def check(args):
 
 def main(args):
     check(args)
+    args.micro_batch = args.batch_size // args.accumulation_steps  # over all ranks
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
     tf.config.threading.set_inter_op_parallelism_threads(args.threads)
     data = movielens.load()
