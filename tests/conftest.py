@@ -21,4 +21,5 @@ def fresh_keras():
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
-    keras.backend.clear_session()
+    # Collecting garbage takes longer than most tests.
+    keras.backend.clear_session(free_memory=False)

@@ -36,7 +36,8 @@ class AdamMoments:
         # The slot holds p̂ itself: p ← β₃p + (1−β₃)r and p̂ = p/(1−β₃ᵗ) in one line,
         # which leaves a multiplier of exactly 1 at exactly 1.
         p = slots["multiplier"]
-        p += (1 - self.beta_3) / (1 - tf.pow(_like(t, self.beta_3), t)) * (r - p)
+        beta_3 = _like(t, self.beta_3)
+        p += (1 - beta_3) / (1 - tf.pow(beta_3, t)) * (r - p)
         adapted = p * gradient
         squared = adapted if self.second_moment == "adapted" else gradient
         m = slots["momentum"]
@@ -95,7 +96,7 @@ class GSNRAdam(AdamMoments, GSNROptimizer):
         return self.adam_direction(gradient, r, slots, step.t)
 
     def descend(self, theta, u, phi, slots, step):
-        theta = theta - step.learning_rate * step.weight_decay * theta
+        theta = theta - theta * step.weight_decay * step.learning_rate
         return theta - step.learning_rate * u, slots
 
     def get_config(self):

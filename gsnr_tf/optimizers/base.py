@@ -50,7 +50,7 @@ class DistributedStep(keras.optimizers.Optimizer):
             (), dtype="int64", aggregation="only_first_replica", name="skipped_steps"
         )
         if steps:
-            self._accumulators = self._add_accumulators()
+            self._window_moments = self._add_accumulators()
         self._comm.broadcast(self._trainable_variables)
 
     def _add_accumulators(self):
@@ -146,16 +146,16 @@ class DistributedStep(keras.optimizers.Optimizer):
 
     def _accumulated(self, sample, weight):
         """Moments of the window so far, this sample included."""
-        state = [tf.convert_to_tensor(variable) for variable in self._accumulators]
+        state = [tf.convert_to_tensor(variable) for variable in self._window_moments]
         so_far = Moments(*state, *([] if self._needs_variance else [None]))
         return so_far.add(sample, tf.ones([], sample.dtype) if weight is None else weight)
 
     def _store(self, moments):
-        for variable, value in zip(self._accumulators, moments):
+        for variable, value in zip(self._window_moments, moments):
             variable.value.assign(value)
 
     def _restart(self):
-        for variable in self._accumulators:
+        for variable in self._window_moments:
             variable.value.assign(tf.zeros(variable.shape, self._flat.dtype))
 
     def _finish(self, with_gradient, moments, equal_weight):
@@ -186,18 +186,36 @@ class DistributedStep(keras.optimizers.Optimizer):
     def _update(self, with_gradient, mean, variance):
         """Clips, then updates each variable by the rule: here Keras' own."""
         clipped = self._comm.each(self._clipped, mean)
-        rate = tf.convert_to_tensor(self.learning_rate)
-        for index in with_gradient:
+        gradients = [clipped[index] for index in with_gradient]
+        variables = [self._trainable_variables[index] for index in with_gradient]
+        self._apply_weight_decay(variables)
+        self._backend_update_step(gradients, variables, self.learning_rate)
+
+    def _apply_weight_decay(self, variables):
+        """Keras' decay, to the bit; Muon has one of its own before this one."""
+        if self.weight_decay is None:
+            return
+
+        def decay(variable):
+            if self._use_weight_decay(variable):
+                rate = tf.cast(self.learning_rate, variable.dtype)
+                amount = tf.cast(self.weight_decay, variable.dtype)
+                variable.assign_sub(variable * amount * rate)
+
+        for variable in variables:
+            self._comm.update(variable, decay)
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        """Where Keras would sum over replicas; Nadam counts its steps before this."""
+        rate = tf.convert_to_tensor(learning_rate)
+        for gradient, variable in zip(grads, trainable_variables):
             step = functools.partial(self._keras_rule, rate)
-            self._comm.update(self._trainable_variables[index], step, clipped[index])
+            self._comm.update(variable, step, gradient)
 
     def _clipped(self, mean):
         return self._clip_gradients(self._flat.unpack(mean))
 
     def _keras_rule(self, rate, variable, gradient):
-        if self.weight_decay is not None and self._use_weight_decay(variable):
-            decay = tf.cast(self.weight_decay * tf.cast(rate, tf.float32), variable.dtype)
-            variable.assign_sub(variable * decay)
         self.update_step(gradient, variable, rate)
 
     def _update_averages(self):

@@ -51,12 +51,26 @@ def DistributedOptimizer(optimizer):
             "Wrap the inner optimizer: "
             "LossScaleOptimizer(DistributedOptimizer(optimizer))."
         )
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        raise ValueError(
+            "MultiOptimizer leaves the updates to its inner optimizers. Wrap each of "
+            "them: MultiOptimizer(OptimizerMap(DistributedOptimizer(optimizer)))."
+        )
     if optimizer.built:
         raise ValueError(
             f"{type(optimizer).__name__} '{optimizer.name}' is already built, and its "
             "state would be lost. Wrap it before the first step."
         )
-    return _distributed_class(type(optimizer)).from_config(optimizer.get_config())
+    config = optimizer.get_config()
+    if not isinstance(optimizer._learning_rate, keras.Variable):
+        # A schedule or a callable may be one that no config can express.
+        config["learning_rate"] = optimizer._learning_rate
+    made = _distributed_class(type(optimizer)).from_config(config)
+    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
+        # Keras keeps what `exclude_from_weight_decay` was told out of the config.
+        if hasattr(optimizer, name):
+            setattr(made, name, getattr(optimizer, name))
+    return made
 
 
 # Known to Keras from the start, so that a saved model can be loaded by name.
@@ -64,6 +78,8 @@ for _rule in vars(keras.optimizers).values():
     if (
         isinstance(_rule, type)
         and issubclass(_rule, keras.optimizers.Optimizer)
-        and _rule not in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer)
+        and _rule is not keras.optimizers.Optimizer
+        and _rule is not keras.optimizers.LossScaleOptimizer
+        and _rule is not keras.optimizers.MultiOptimizer
     ):
         _distributed_class(_rule)

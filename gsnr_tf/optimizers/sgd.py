@@ -34,7 +34,7 @@ class GSNRSGD(GSNROptimizer):
         return r * gradient, slots
 
     def descend(self, theta, u, phi, slots, step):
-        theta = theta - step.learning_rate * step.weight_decay * theta
+        theta = theta - theta * step.weight_decay * step.learning_rate
         move = -step.learning_rate * u
         if not self.momentum:
             return theta + move, slots

@@ -37,7 +37,9 @@ class Moments(NamedTuple):
             return Moments(total, mean, None)
         # w·W/(w+W)·(g − mean)² is never negative, unlike w(g − mean)(g − mean').
         share = tf.math.divide_no_nan(weight * self.weight, total)
-        return Moments(total, mean, self.spread + share * tf.square(deviation))
+        # The first sample has share 0, also where its square overflows.
+        moved = tf.math.multiply_no_nan(tf.square(deviation), share)
+        return Moments(total, mean, self.spread + moved)
 
     def spread_about(self, mean):
         """Σ w_i (g_i − c)² about a common point c `[n]` in place of the own mean.

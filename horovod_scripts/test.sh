@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Runs the tests in an environment of their own. See `--help`.
+set -euo pipefail
+
+usage() {
+    cat <<END
+Usage: test.sh [--cpu | --gpu] [ARGUMENTS OF PYTEST]
+
+Makes or completes the environment in .venv, then runs all tests in it: those in
+tests/unit, tests/parallel, tests/integration and tests/convergence, or those
+that the arguments name. The exit code is pytest's.
+
+  test.sh -k lamb tests/unit    the unit tests that have lamb in their name
+  test.sh -x --durations=10     all tests, up to the first failure
+
+  --cpu, --gpu   for this device (otherwise: a GPU if there is one)
+  --             all that follows goes to pytest (-- --help: its options)
+  -h, --help     print this text, and stop
+
+Environment: PYTHON (the Python to make .venv with), XDG_CACHE_HOME (where the
+wheel of Horovod is kept), PIP_* (settings of pip).
+END
+}
+
+wish=auto
+while (($#)); do
+    case $1 in
+        --cpu) wish=cpu ;;
+        --gpu) wish=gpu ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        --)
+            shift
+            break
+            ;;
+        *) break ;;
+    esac
+    shift
+done
+
+# shellcheck source=horovod_scripts/setup_env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+
+# Whether the arguments of pytest name a file or folder to test. The value of an
+# option ("-k tests") is none.
+name_tests() {
+    local argument after_option=no
+    for argument in "$@"; do
+        if [[ $after_option == yes ]]; then
+            after_option=no
+        elif [[ $argument == -[kmcpnWo] ]]; then
+            after_option=yes
+        elif [[ $argument != -* && -e ${argument%%::*} ]]; then
+            return 0
+        fi
+    done
+    return 1
+}
+
+cd "$root"
+if ! name_tests "$@"; then
+    folders=()
+    for folder in tests/unit tests/parallel tests/integration tests/convergence; do
+        if [[ -d $folder ]]; then folders+=("$folder"); fi
+    done
+    if ((${#folders[@]} == 0)); then
+        printf 'There are no tests in %s\n' "$root/tests" >&2
+        exit 5 # as pytest does when it finds none
+    fi
+    set -- "$@" "${folders[@]}"
+fi
+
+set_up examples,test "$wish"
+# The tests start jobs of two workers, and some of four.
+share_machine 2
+last_step "Running the tests"
+exec "$python" -m pytest "$@" </dev/null

