@@ -80,7 +80,10 @@ class HorovodCommunicator(Communicator):
         with tf.init_scope():
             ready = all(bool(v.is_initialized()) for v in variables)
             if ready:
-                tf.function(self._receive, autograph=False)(variables, root)
+                # A concrete function, since TensorFlow warns of every further
+                # optimizer as if it were a retracing.
+                receive = tf.function(self._receive, autograph=False)
+                receive.get_concrete_function(variables, root)()
         if not ready:
             self._receive(variables, root)
 

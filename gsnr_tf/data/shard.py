@@ -14,7 +14,8 @@ def shard(dataset):
     same number of steps, whatever the sizes: a batch's rows are divided as evenly as
     they go, and a batch with fewer rows than there are ranks (the rest of an epoch)
     joins the one before. So several ranks see the very batches that one process
-    would. Each rank reads the whole dataset and keeps its rows.
+    would. Each rank reads the whole dataset and keeps its rows; the first batch is read
+    once more, to compare it between ranks.
 
     Args:
         dataset: `tf.data.Dataset` whose elements are global batches, the same on
@@ -36,13 +37,14 @@ def shard(dataset):
         dataset = tf.data.Dataset.from_tensor_slices((x, y))
         dataset = gsnr_tf.shard(dataset.shuffle(10_000, seed=1).batch(4096))
     """
-    ranks = comm.size()
-    if ranks == 1:
-        return dataset
+    ranks, rank = comm.size(), comm.rank()
     specs = tf.nest.flatten(dataset.element_spec)
     _check_batched(specs)
+    # In a single process as well: to read a batch moves a seeded `shuffle` on to its
+    # next order, which must be the same for any number of ranks.
     _check_same_order(dataset)
-    rank = comm.rank()
+    if ranks == 1:
+        return dataset
     if not all(spec.shape[0] and spec.shape[0] >= ranks for spec in specs):
         dataset = _join_short_batches(dataset, ranks)
 

@@ -228,7 +228,7 @@ class DistributedStep(keras.optimizers.Optimizer):
         def follow(average, variable):
             m = tf.cast(momentum, variable.dtype)
             average.assign(m * average + (1 - m) * variable)
-            if overwrite is not None:
+            if self.ema_overwrite_frequency:
                 variable.assign(tf.where(overwrite, average, variable))
 
         for variable, average in zip(

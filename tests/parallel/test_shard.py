@@ -8,6 +8,7 @@ def rows(examples, batch, drop_remainder=False):
 
     import gsnr_tf
 
+    tf.random.set_seed(1)
     data = tf.data.Dataset.from_tensor_slices(
         {"id": tf.range(examples), "x": tf.random.normal([examples, 3], seed=1) * 0}
     )
@@ -29,6 +30,15 @@ def test_every_example_once_and_equal_steps(on_ranks, ranks, examples, batch):
     for step in zip(*parts):
         sizes = [len(rows_of_rank) for rows_of_rank in step]
         assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_together_see_the_batches_of_one_process(on_ranks, ranks):
+    alone, _ = rows(25, 6)
+    parts, _ = zip(*on_ranks(ranks, rows, 25, 6))
+    together = [[i for part in step for i in part] for step in zip(*parts)]
+    joined = sum(len(batch) < ranks for batch in alone)
+    assert together == [*alone[: -1 - joined], sum(alone[-1 - joined :], [])]
 
 
 def test_cardinality_survives_where_all_batches_are_full(on_ranks):
