@@ -97,7 +97,9 @@ def test_weight_decay_with_exclusions(row):
     names = ["kernel", "bias", "gain"]
     weights = [keras.Variable(np.full((2, 2), 2.0), name=name) for name in names]
     by_pattern = row.make(
-        weight_decay=0.25, exclude_from_weight_decay=["bias"], **{"gradient_accumulation_steps": 8}
+        weight_decay=0.25,
+        exclude_from_weight_decay=["bias"],
+        gradient_accumulation_steps=8,
     )
     by_pattern.exclude_from_weight_decay(var_list=[weights[2]])
     for _ in range(8):
@@ -401,8 +403,8 @@ def test_nan_gradient_skips_the_window_and_never_enters_the_statistics(row):
         poisoned[1][0][0, 0] = bad
         feed(optimizer, variables, poisoned)
     after = values(variables + optimizer.variables)
-    skipped = [i for i, (a, b) in enumerate(zip(before, after)) if not np.array_equal(a, b)]
-    assert [after[i] for i in skipped] == [3]
+    changed = [new for old, new in zip(before, after) if not np.array_equal(old, new)]
+    assert len(changed) == 1 and changed[0] == 3  # the count of skipped steps
     assert int(optimizer.skipped_steps) == 3 and int(optimizer.iterations) == 1
     feed(optimizer, variables, PROBLEM.samples[1])
     assert_same(values(variables), run(row.make(gradient_accumulation_steps=K), 2))
