@@ -22,6 +22,10 @@ unset PIP_TARGET PIP_PREFIX PIP_ROOT
 export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
 # These would lead the environment's Python to another one's packages.
 unset PYTHONHOME PYTHONPATH
+# Keras and Matplotlib make folders in the user's home, and a keras.json that is
+# there may choose another backend. Both get a place in the environment instead.
+export KERAS_BACKEND=tensorflow KERAS_HOME=${KERAS_HOME:-$venv/.cache/keras}
+export MPLCONFIGDIR=${MPLCONFIGDIR:-$venv/.cache/matplotlib}
 
 # The first argument is what is wrong, the others what to do about it.
 stop() {
