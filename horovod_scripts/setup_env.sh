@@ -220,8 +220,8 @@ install_horovod() {
 # The steps are numbered up to 5, since the callers' own work is the fifth.
 set_up() {
     # pip turns Ctrl-C into an exit code like any other, which would look like a
-    # failed step.
-    trap 'printf "\nInterrupted. The same command goes on from here.\n" >&2; exit 130' INT
+    # failed step. The screen is descriptor 8, as the step's own go to the log.
+    trap 'printf "\nInterrupted. The same command goes on from here.\n" >&8; exit 130' INT
     # Two set-ups in one checkout would get into each other's way. A lock on a
     # file that is there anyway leaves nothing behind.
     {
@@ -230,7 +230,7 @@ set_up() {
             flock 9 || true
         fi
         set_up_locked "$@"
-    } 9<"$root/setup.py"
+    } 9<"$root/setup.py" 8>&2
     trap - INT
 
     # What the environment's own `activate` does, but for the prompt.
