@@ -20,9 +20,9 @@ VERSION = re.search(
     re.MULTILINE,
 ).group(1)
 
-# From 2.18 on TensorFlow works with NumPy 2 and with Keras 3. The upper bound
-# is a promise kept: Horovod is compiled against TensorFlow's C++ headers, which
-# change in every minor release, and 2.21 is the newest it was built with.
+# Horovod is compiled against TensorFlow's C++ headers, which change in every
+# minor release. The range goes from the oldest to the newest release that it was
+# built and run with.
 TENSORFLOW = ">=2.18,<2.22"
 
 setup(

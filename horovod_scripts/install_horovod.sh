@@ -99,6 +99,9 @@ temporary=${TMPDIR:-/tmp}
 work=$(mktemp -d "$temporary/gsnr_tf-horovod.XXXXXX") ||
     die "cannot make a folder in $temporary" "Set TMPDIR to a folder you can write to."
 
+# TensorFlow brings in Keras, which makes a folder in the user's home.
+export KERAS_HOME=${KERAS_HOME:-$work/keras}
+
 # ------------------------------------------------------- facts of TensorFlow
 
 # Everything about the environment that the compiled library depends on.

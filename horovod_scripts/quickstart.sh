@@ -88,12 +88,17 @@ fi
 
 last_step "Training on $ranks workers: keras_examples/movielens_dlrm.py"
 cd "$root"
-status=0
+status=0 interrupted=no
+trap 'interrupted=yes' INT
 # Without --disable-cache horovodrun would make a folder in the user's home;
 # without --gloo it would start TensorFlow once more to ask whether there is MPI.
 "$venv/bin/horovodrun" --disable-cache --gloo -np "$ranks" \
     "$python" keras_examples/movielens_dlrm.py "$@" 2>&1 </dev/null | readable ||
     status=${PIPESTATUS[0]}
+if [[ $interrupted == yes ]]; then
+    printf '\nInterrupted.\n' >&2
+    exit 130
+fi
 if ((status != 0)); then
     printf '\nThe training failed (exit code %d). The first error above is the cause:\n' "$status" >&2
     printf 'when one worker fails, horovodrun ends the others.\n' >&2

@@ -22,6 +22,10 @@ unset PIP_TARGET PIP_PREFIX PIP_ROOT
 export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
 # These would lead the environment's Python to another one's packages.
 unset PYTHONHOME PYTHONPATH
+# Keras and Matplotlib make folders in the user's home, and a keras.json that is
+# there may choose another backend. Both get a place in the environment instead.
+export KERAS_BACKEND=tensorflow KERAS_HOME=${KERAS_HOME:-$venv/.cache/keras}
+export MPLCONFIGDIR=${MPLCONFIGDIR:-$venv/.cache/matplotlib}
 
 # The first argument is what is wrong, the others what to do about it.
 stop() {
@@ -216,8 +220,8 @@ install_horovod() {
 # The steps are numbered up to 5, since the callers' own work is the fifth.
 set_up() {
     # pip turns Ctrl-C into an exit code like any other, which would look like a
-    # failed step.
-    trap 'printf "\nInterrupted. The same command goes on from here.\n" >&2; exit 130' INT
+    # failed step. The screen is descriptor 8, as the step's own go to the log.
+    trap 'printf "\nInterrupted. The same command goes on from here.\n" >&8; exit 130' INT
     # Two set-ups in one checkout would get into each other's way. A lock on a
     # file that is there anyway leaves nothing behind.
     {
@@ -226,7 +230,7 @@ set_up() {
             flock 9 || true
         fi
         set_up_locked "$@"
-    } 9<"$root/setup.py"
+    } 9<"$root/setup.py" 8>&2
     trap - INT
 
     # What the environment's own `activate` does, but for the prompt.
