@@ -37,6 +37,14 @@ class DistributedStep(keras.optimizers.Optimizer):
         """
         if self.built:
             return
+        overwritten = [v for v in variables if self._overwrite_variable_with_gradient(v)]
+        if overwritten and self.gradient_accumulation_steps:
+            raise ValueError(
+                "Variables that take their gradient for their value (float8 scales) "
+                "cannot be accumulated. Received: gradient_accumulation_steps="
+                f"{self.gradient_accumulation_steps} and {overwritten[0].path}. Leave "
+                "gradient_accumulation_steps out."
+            )
         self._comm = comm.choose(self.communicator, self._distribution_strategy)
         self._flat = FlatLayout(variables)
         # Keras' accumulators hold a sum and are mirrored; ours hold moments, and

@@ -32,7 +32,7 @@ def checked_patterns(argument, patterns):
     return list(patterns)
 
 
-def selected(variables, exclude, exclude_vectors):
+def selected(variables, exclude, exclude_vectors=False):
     """For each variable, whether it is left after the exclusions."""
     if exclude is None:
         return [len(v.shape) > 1 or not exclude_vectors for v in variables]

@@ -95,6 +95,8 @@ class GSNROptimizer(DistributedStep):
         self._not_decayed = checked_patterns(
             "exclude_from_weight_decay", exclude_from_weight_decay
         )
+        # Told by method, and so no part of the config, as in Keras.
+        self._also_not_decayed = []
 
     # ---- the rule -------------------------------------------------------------
 
@@ -123,7 +125,13 @@ class GSNROptimizer(DistributedStep):
             self.add_variable((), aggregation="only_first_replica", name=name)
             for name in ("gradient_sq_norm", "gradient_variance")
         ]
-        self._decays = selected(variables, self._not_decayed, self.exclude_vectors)
+        self._decays = [
+            by_list and by_call
+            for by_list, by_call in zip(
+                selected(variables, self._not_decayed, self.exclude_vectors),
+                selected(variables, self._also_not_decayed),
+            )
+        ]
 
     def _check_samples(self):
         received = (
@@ -214,7 +222,7 @@ class GSNROptimizer(DistributedStep):
         )
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        """Keras' way to exclude variables: adds to the constructor's list.
+        """Keras' way to exclude variables, besides those of the constructor's list.
 
         Args:
             var_list: Variables to exclude.
@@ -229,9 +237,8 @@ class GSNROptimizer(DistributedStep):
                 "is built."
             )
         exact = [f"^{re.escape(path_of(variable))}$" for variable in var_list or []]
-        self._not_decayed = checked_patterns(
-            "var_names", [*(self._not_decayed or []), *exact, *(var_names or [])]
-        )
+        patterns = checked_patterns("var_names", var_names) or []
+        self._also_not_decayed = [*self._also_not_decayed, *exact, *patterns]
 
     def get_config(self):
         """Arguments of the constructor, as Keras serializes them."""

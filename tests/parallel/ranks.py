@@ -37,7 +37,10 @@ class Ranks:
         host, port = self._listener.address
         horovodrun = os.path.join(os.path.dirname(sys.executable), "horovodrun")
         self._process = subprocess.Popen(
-            [horovodrun, "-np", str(size), sys.executable, __file__, host, str(port)],
+            # --disable-cache: nothing in the home folder. --gloo: TensorFlow is not
+            # loaded once more to ask whether there is MPI.
+            [horovodrun, "--disable-cache", "--gloo", "-np", str(size)]
+            + [sys.executable, __file__, host, str(port)],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
