@@ -82,8 +82,8 @@ class HorovodCommunicator(Communicator):
             if ready:
                 # A concrete function, since TensorFlow warns of every further
                 # optimizer as if it were a retracing.
-                receive = tf.function(self._receive, autograph=False)
-                receive.get_concrete_function(variables, root)()
+                receive = tf.function(lambda: self._receive(variables, root))
+                receive.get_concrete_function()()
         if not ready:
             self._receive(variables, root)
 
