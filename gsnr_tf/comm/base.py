@@ -26,6 +26,8 @@ class Communicator(abc.ABC):
 
     workers = 1
     gradient_scale = 1.0
+    # Whether `to_owners` and its companions exist, and each worker may own a part.
+    has_owners = False
 
     @abc.abstractmethod
     def all_reduce(self, tensor, name):

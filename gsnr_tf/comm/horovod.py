@@ -47,7 +47,13 @@ def load():
 
 
 class HorovodCommunicator(Communicator):
-    """The ranks of a Horovod job, one worker each."""
+    """The ranks of a Horovod job, one worker each.
+
+    Each may own a part of what is divided into rows, as even as it goes: rank i of k
+    owns the rows from n·i/k to n·(i+1)/k.
+    """
+
+    has_owners = True
 
     def __init__(self):
         self._hvd = load()
@@ -67,6 +73,27 @@ class HorovodCommunicator(Communicator):
 
     def all_reduce(self, tensor, name):
         return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=name)
+
+    def bounds(self, rows):
+        """Where the part of each rank begins, and, last, the number of rows."""
+        return [rows * rank // self.workers for rank in range(self.workers + 1)]
+
+    def own_rows(self, rows):
+        """First row of this rank's part, and the one after its last."""
+        bounds = self.bounds(rows)
+        return bounds[self._hvd.rank()], bounds[self._hvd.rank() + 1]
+
+    def to_owners(self, tensor, name):
+        """Sends the rows of `[n, ...]` to their owners; returns `[workers, own, ...]`."""
+        bounds = self.bounds(tensor.shape[0])
+        splits = [stop - start for start, stop in zip(bounds, bounds[1:])]
+        received, _ = self._hvd.alltoall(tensor, splits=splits, name=name)
+        first, last = self.own_rows(tensor.shape[0])
+        return tf.reshape(received, [self.workers, last - first, *tensor.shape[1:]])
+
+    def from_owners(self, part, name):
+        """Joins the parts `[own, ...]` of all ranks, in their order."""
+        return self._hvd.allgather(part, name=name)
 
     def gather(self, value):
         return self._hvd.allgather_object(value, name="gsnr.gather")

@@ -31,10 +31,11 @@ class LayerAdaptedOptimizer(GSNROptimizer):
         """Returns φ, a scalar tensor, for norms that are not 0."""
         raise NotImplementedError(f"{type(self).__name__} has no trust ratio")
 
-    def _trust(self, index, theta, u, step):
-        if not self._adapts[index]:
-            return 1.0
-        theta_norm, u_norm = tf.norm(theta), tf.norm(u)
+    def adapts(self, index):
+        return self._adapts[index]
+
+    def trust(self, theta_norm, u_norm, step):
+        """φ, 1 where either norm is 0. Scalars, or vectors with a place for each variable."""
         known = tf.logical_and(theta_norm > 0, u_norm > 0)
         phi = self.trust_ratio(theta_norm, u_norm, step)
         return tf.where(known, phi, tf.ones_like(phi))

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from gsnr_tf import comm
-from gsnr_tf.optimizers.layout import FlatLayout
+from gsnr_tf.sharding.layout import FlatLayout
 from gsnr_tf.stats import Moments
 
 
@@ -168,16 +168,10 @@ class DistributedStep(keras.optimizers.Optimizer):
 
     def _finish(self, with_gradient, moments, equal_weight):
         """Reduces the samples of a window and updates, if all is finite."""
-        mean, variance = self._comm.reduce_moments(
-            moments, f"gsnr.{self.name}", equal_weight
-        )
-        # The reduced mean is the same on all workers, and so is what it says.
-        finite = self._comm.agreed(
-            self._comm.each(lambda m: tf.reduce_all(tf.math.is_finite(m)), mean)
-        )
+        finite, reduced = self._reduce(moments, equal_weight)
 
         def update():
-            self._update(with_gradient, mean, variance)
+            self._update(with_gradient, reduced)
             if self.use_ema:
                 self._update_averages()
             return True
@@ -191,8 +185,18 @@ class DistributedStep(keras.optimizers.Optimizer):
 
         tf.cond(finite, update, skip)
 
-    def _update(self, with_gradient, mean, variance):
+    def _reduce(self, moments, equal_weight):
+        """Whether the mean of all samples is finite; their mean and variance."""
+        mean, variance = self._comm.reduce_moments(
+            moments, f"gsnr.{self.name}", equal_weight
+        )
+        # The reduced mean is the same on all workers, and so is what it says.
+        finite = self._comm.each(lambda m: tf.reduce_all(tf.math.is_finite(m)), mean)
+        return self._comm.agreed(finite), (mean, variance)
+
+    def _update(self, with_gradient, reduced):
         """Clips, then updates each variable by the rule: here Keras' own."""
+        mean, _ = reduced
         clipped = self._comm.each(self._clipped, mean)
         gradients = [clipped[index] for index in with_gradient]
         variables = [self._trainable_variables[index] for index in with_gradient]

@@ -1,6 +1,5 @@
 """What the optimizers of the family share: the multiplier, and how a rule is applied."""
 
-import functools
 import re
 import warnings
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from gsnr_tf.optimizers.exclusions import (
     path_of,
     selected,
 )
-from gsnr_tf.stats import multiplier
+from gsnr_tf.sharding import Slices, Whole
 
 # Below this many samples the mean of r has no finite expectation to speak of.
 _SOUND_SAMPLES = 8
@@ -27,7 +26,7 @@ class Step(NamedTuple):
     Attributes:
         learning_rate: Scalar tensor, λ.
         t: Scalar tensor, number of this update, from 1.
-        weight_decay: Python float, 0 for variables that are excluded.
+        weight_decay: Float or tensor, 0 for variables that are excluded.
     """
 
     learning_rate: tf.Tensor
@@ -42,6 +41,10 @@ COMMON_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). D
         exclude_from_weight_decay: List of regular expressions, searched in
             `variable.path`: which variables are not decayed. An empty list excludes
             none. Defaults to `None`: {default_exclusion}.
+        sharding: "slices": under Horovod each rank computes the update, and keeps its
+            state, for one slice of the parameters (see gsnr_tf/sharding). "none": all
+            of them on every rank. "auto": slices where there are two ranks or more.
+            Defaults to "auto".
         communicator: Where the samples come from: "horovod" (one from each rank),
             "strategy" (one from each replica), "local" (only the micro-batches of
             this process) or "auto", which sees by itself. Defaults to "auto".
@@ -79,6 +82,7 @@ class GSNROptimizer(DistributedStep):
         ceiling=1.0,
         exclude_from_weight_decay=None,
         communicator="auto",
+        sharding="auto",
         **keras_arguments,
     ):
         super().__init__(learning_rate, **keras_arguments)
@@ -91,7 +95,13 @@ class GSNROptimizer(DistributedStep):
             )
         self.gamma = gamma
         self.ceiling = ceiling
+        if sharding not in ("auto", "none", "slices"):
+            raise ValueError(
+                "sharding must be 'auto', 'none' or 'slices'. "
+                f"Received: sharding={sharding!r}"
+            )
         self.communicator = communicator
+        self.sharding = sharding
         self._not_decayed = checked_patterns(
             "exclude_from_weight_decay", exclude_from_weight_decay
         )
@@ -117,10 +127,9 @@ class GSNROptimizer(DistributedStep):
         super().build(variables)
         self.samples = self._comm.workers * (self.gradient_accumulation_steps or 1)
         self._check_samples()
-        self._slots = {
-            slot: [self._add_slot(variable, slot) for variable in variables]
-            for slot in self.slots
-        }
+        self._first_slot = len(self._variables)
+        self._parts = self._make_parts()
+        self._slots = self._parts.slots
         self._signal, self._noise = [
             self.add_variable((), aggregation="only_first_replica", name=name)
             for name in ("gradient_sq_norm", "gradient_variance")
@@ -156,56 +165,54 @@ class GSNROptimizer(DistributedStep):
                 stacklevel=2,
             )
 
-    def _add_slot(self, variable, name):
+    def _make_parts(self):
+        sliced = self._comm.has_owners and self._comm.workers > 1
+        if self.sharding == "slices" and not sliced:
+            raise ValueError(
+                "Slices need Horovod and two ranks or more. Received: "
+                f"sharding='slices' with {self._comm.workers} worker(s) of "
+                f"{type(self._comm).__name__}. Start under horovodrun, or use "
+                "sharding='auto'."
+            )
+        kind = Slices if sliced and self.sharding != "none" else Whole
+        return kind(self, self._comm, self._flat)
+
+    def add_slot(self, variable, name):
+        """A variable of zeros like `variable`, beside it, in the dtype of statistics."""
         path = path_of(variable).replace("/", "_").replace(":", "_")
-        beside = comm.native(variable)
-        with self._distribution_strategy.extended.colocate_vars_with(beside):
+        beside = self._distribution_strategy.extended.colocate_vars_with
+        with beside(comm.native(variable)):
             return self.add_variable(
                 variable.shape, dtype=self._flat.dtype.name, name=f"{path}_{name}"
             )
 
     # ---- the update -----------------------------------------------------------
 
-    def _update(self, with_gradient, mean, variance):
-        gradients, multipliers, signal, noise = self._comm.each(
-            self._weigh, mean, variance
-        )
-        for variable, total in ((self._signal, signal), (self._noise, noise)):
-            self._comm.update(variable, lambda v, value: v.assign(tf.cast(value, v.dtype)), total)
+    def _reduce(self, moments, equal_weight):
+        return self._parts.reduce(moments, equal_weight)
+
+    def reduce_whole(self, moments, equal_weight):
+        """The reduction of `DistributedStep`, for all parameters at once."""
+        return super()._reduce(moments, equal_weight)
+
+    def _update(self, with_gradient, reduced):
         rate = tf.cast(self.learning_rate, self._flat.dtype)
         t = tf.cast(self.iterations + 1, self._flat.dtype)
-        for index in with_gradient:
-            decay = (self.weight_decay or 0.0) if self._decays[index] else 0.0
-            step = Step(rate, t, decay)
-            self._comm.update(
-                self._trainable_variables[index],
-                functools.partial(self._apply_rule, index, step),
-                gradients[index],
-                multipliers[index],
-            )
+        totals = self._parts.update(with_gradient, reduced, rate, t)
+        for variable, total in zip((self._signal, self._noise), totals):
+            self._comm.update(variable, lambda v, x: v.assign(tf.cast(x, v.dtype)), total)
 
-    def _weigh(self, mean, variance):
-        """Clipped gradient and multiplier of each variable, and the totals."""
-        weigh = functools.partial(
-            multiplier, samples=self.samples, gamma=self.gamma, ceiling=self.ceiling
-        )
-        means, variances = self._flat.unpack(mean), self._flat.unpack(variance)
-        multipliers = [weigh(m, v) for m, v in zip(means, variances)]
-        signal = tf.reduce_sum(tf.square(mean))
-        return self._clip_gradients(means), multipliers, signal, tf.reduce_sum(variance)
+    def step_of(self, rate, t, decay):
+        """What a rule is told; all may be numbers or tensors that broadcast."""
+        return Step(rate, t, decay)
 
-    def _trust(self, index, theta, u, step):
-        return 1.0
+    def decay_of(self, index):
+        """Weight decay of variable `index`, a float."""
+        return (self.weight_decay or 0.0) if self._decays[index] else 0.0
 
-    def _apply_rule(self, index, step, variable, gradient, r):
-        theta = tf.cast(variable, self._flat.dtype)
-        slots = {name: tf.convert_to_tensor(s[index]) for name, s in self._slots.items()}
-        u, slots = self.direction(theta, gradient, r, slots, step)
-        phi = self._trust(index, theta, u, step)
-        theta, slots = self.descend(theta, u, phi, slots, step)
-        variable.assign(tf.cast(theta, variable.dtype))
-        for name, value in slots.items():
-            self._slots[name][index].assign(value)
+    def adapts(self, index):
+        """Whether variable `index` has a trust ratio other than 1."""
+        return False
 
     # ---- what one may ask -----------------------------------------------------
 
@@ -240,6 +247,28 @@ class GSNROptimizer(DistributedStep):
         patterns = checked_patterns("var_names", var_names) or []
         self._also_not_decayed = [*self._also_not_decayed, *exact, *patterns]
 
+    def _whole_state(self):
+        """All state, slots in their whole shapes: the same for any number of ranks."""
+        if isinstance(self._parts, Whole):
+            return self.variables
+        views = [view for views in self._slots.values() for view in views]
+        state = self.variables
+        return [*state[: self._first_slot], *views, *state[self._first_slot :]]
+
+    def save_own_variables(self, store):
+        """Fills `store` for `Model.save`. With slices all ranks must call it."""
+        for index, variable in enumerate(self._whole_state()):
+            store[str(index)] = variable.numpy()
+
+    def load_own_variables(self, store):
+        """Takes what `save_own_variables` stored, on any number of ranks."""
+        state = self._whole_state() if self.built else []
+        if len(store.keys()) != len(state):
+            super().load_own_variables(store)  # says what does not fit
+            return
+        for index, variable in enumerate(state):
+            variable.assign(store[str(index)])
+
     def get_config(self):
         """Arguments of the constructor, as Keras serializes them."""
         return {
@@ -248,4 +277,5 @@ class GSNROptimizer(DistributedStep):
             "ceiling": self.ceiling,
             "exclude_from_weight_decay": as_list(self._not_decayed),
             "communicator": self.communicator,
+            "sharding": self.sharding,
         }

@@ -45,13 +45,30 @@ def multiplier(mean, variance, samples, gamma, ceiling):
         Tensor of the shape of `mean`, in [gamma, ceiling].
     """
     r = gsnr(mean, variance, samples)
+    finite, counted = countable(mean, variance, r)
+    total, number = tf.reduce_sum(finite), tf.reduce_sum(counted)
+    return clip_multiplier(r, total, number, gamma, ceiling)
+
+
+def countable(mean, variance, r):
+    """What r is averaged over: r where it counts, else 0, and 1 where it counts."""
     agreed = tf.math.is_inf(r)
     informative = tf.logical_or(tf.not_equal(mean, 0), tf.not_equal(variance, 0))
-    counted = tf.cast(tf.logical_and(informative, tf.logical_not(agreed)), r.dtype)
-    r = tf.where(agreed, tf.zeros_like(r), r)
-    number = tf.reduce_sum(counted)
-    # r of an element that is not counted is 0 here, so Σ r is over the counted.
-    average = tf.math.divide_no_nan(tf.reduce_sum(r), number)
+    counted = tf.logical_and(informative, tf.logical_not(agreed))
+    # Without information r is 0 by itself.
+    return tf.where(agreed, tf.zeros_like(r), r), tf.cast(counted, r.dtype)
+
+
+def clip_multiplier(r, total, number, gamma, ceiling):
+    """Multiplier from r and the sums of what `countable` gives, over the variable.
+
+    Args:
+        r: Tensor, `inf` where samples agree.
+        total, number: Tensors that broadcast against r.
+        gamma, ceiling: Python floats.
+    """
+    average = tf.math.divide_no_nan(total, number)
+    at_ceiling = tf.logical_or(tf.math.is_inf(r), tf.equal(number, 0))
+    r = tf.where(at_ceiling, tf.zeros_like(r), r)
     clipped = tf.clip_by_value(tf.math.divide_no_nan(r, average), gamma, ceiling)
-    at_ceiling = tf.logical_or(agreed, tf.equal(number, 0))
     return tf.where(at_ceiling, tf.constant(ceiling, r.dtype), clipped)

@@ -48,3 +48,31 @@ class Moments(NamedTuple):
         spread of them all (Chan, Golub and LeVeque 1983).
         """
         return self.spread + self.weight * tf.square(self.mean - mean)
+
+
+def pooled(groups, total_weight=None):
+    """Mean and biased variance of samples in groups.
+
+    Args:
+        groups: `Moments` of each group, stacked: weight `[groups]` or `None` where
+            all are equal, mean and spread `[groups, ...]`. The spread is a group's
+            own, 0 or `None` for groups of one sample.
+        total_weight: Python float, Σ of the weights where they are equal.
+
+    Returns:
+        `(mean, variance)`, tensors of the shape of one group's mean.
+    """
+    weight, means, spread = groups
+    number = means.shape[0]
+    if weight is None:
+        mean = tf.reduce_mean(means, axis=0)
+        each = (total_weight or number) / number
+        total = each * number
+    else:
+        each = tf.reshape(weight, [number] + [1] * (len(means.shape) - 1))
+        total = tf.reduce_sum(weight)
+        mean = tf.reduce_sum(each * means, axis=0) / total
+    about = each * tf.square(means - mean)
+    if spread is not None:
+        about += spread
+    return mean, tf.reduce_sum(about, axis=0) / total

@@ -1,0 +1,6 @@
+"""Who owns which part of the parameters, and the step that goes with it."""
+
+from gsnr_tf.sharding.slices import Slices
+from gsnr_tf.sharding.whole import Whole
+
+__all__ = ["Slices", "Whole"]

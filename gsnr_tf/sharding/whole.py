@@ -1,0 +1,72 @@
+"""The plain step: every worker has all parameters and updates them all."""
+
+import functools
+
+import tensorflow as tf
+
+from gsnr_tf.stats import multiplier
+
+
+class Whole:
+    """Reduction and update of whole variables, for one optimizer.
+
+    What tf.distribute and a single process use, and the reference for `Slices`.
+
+    Attributes:
+        slots: For each slot of the rule a list of `keras.Variable`, one for each
+            variable of the model.
+    """
+
+    def __init__(self, optimizer, communicator, layout):
+        self._optimizer = optimizer
+        self._comm = communicator
+        self._layout = layout
+        self.slots = {
+            slot: [optimizer.add_slot(v, slot) for v in optimizer._trainable_variables]
+            for slot in optimizer.slots
+        }
+
+    def reduce(self, moments, equal_weight):
+        """Whether the mean of all samples is finite; their mean and variance."""
+        return self._optimizer.reduce_whole(moments, equal_weight)
+
+    def update(self, with_gradient, reduced, rate, t):
+        """Updates all variables; returns Σ mean² and Σ variance."""
+        gradients, multipliers, *totals = self._comm.each(self._weigh, *reduced)
+        for index in with_gradient:
+            self._comm.update(
+                self._optimizer._trainable_variables[index],
+                functools.partial(self._apply_rule, index, rate, t),
+                gradients[index],
+                multipliers[index],
+            )
+        return totals
+
+    def _weigh(self, mean, variance):
+        """Clipped gradient and multiplier of each variable, and the totals."""
+        optimizer = self._optimizer
+        weigh = functools.partial(
+            multiplier,
+            samples=optimizer.samples,
+            gamma=optimizer.gamma,
+            ceiling=optimizer.ceiling,
+        )
+        means, variances = self._layout.unpack(mean), self._layout.unpack(variance)
+        multipliers = [weigh(m, v) for m, v in zip(means, variances)]
+        signal = tf.reduce_sum(tf.square(mean))
+        gradients = optimizer._clip_gradients(means)
+        return gradients, multipliers, signal, tf.reduce_sum(variance)
+
+    def _apply_rule(self, index, rate, t, variable, gradient, r):
+        optimizer = self._optimizer
+        step = optimizer.step_of(rate, t, optimizer.decay_of(index))
+        theta = tf.cast(variable, self._layout.dtype)
+        slots = {name: tf.convert_to_tensor(s[index]) for name, s in self.slots.items()}
+        u, slots = optimizer.direction(theta, gradient, r, slots, step)
+        phi = 1.0
+        if optimizer.adapts(index):
+            phi = optimizer.trust(tf.norm(theta), tf.norm(u), step)
+        theta, slots = optimizer.descend(theta, u, phi, slots, step)
+        variable.assign(tf.cast(theta, variable.dtype))
+        for name, value in slots.items():
+            self.slots[name][index].assign(value)
