@@ -97,7 +97,7 @@ class GSNRAdam(AdamMoments, GSNROptimizer):
 
     def descend(self, theta, u, phi, slots, step):
         theta = theta - theta * step.weight_decay * step.learning_rate
-        return theta - step.learning_rate * u, slots
+        return theta - step.learning_rate * u, {}
 
     def get_config(self):
         return {**super().get_config(), **self.moments_config()}

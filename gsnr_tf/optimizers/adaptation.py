@@ -21,10 +21,8 @@ class LayerAdaptedOptimizer(GSNROptimizer):
             "exclude_from_layer_adaptation", exclude_from_layer_adaptation
         )
 
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
+    def choose_variables(self, variables):
+        super().choose_variables(variables)
         self._adapts = selected(variables, self._not_adapted, self.exclude_vectors)
 
     def trust_ratio(self, theta_norm, u_norm, step):

@@ -191,7 +191,9 @@ class DistributedStep(keras.optimizers.Optimizer):
             moments, f"gsnr.{self.name}", equal_weight
         )
         # The reduced mean is the same on all workers, and so is what it says.
-        finite = self._comm.each(lambda m: tf.reduce_all(tf.math.is_finite(m)), mean)
+        # A norm that overflows counts as not finite: nothing could be clipped by it.
+        square = self._comm.each(lambda m: tf.reduce_sum(tf.square(m)), mean)
+        finite = self._comm.each(tf.math.is_finite, square)
         return self._comm.agreed(finite), (mean, variance)
 
     def _update(self, with_gradient, reduced):

@@ -41,10 +41,9 @@ COMMON_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). D
         exclude_from_weight_decay: List of regular expressions, searched in
             `variable.path`: which variables are not decayed. An empty list excludes
             none. Defaults to `None`: {default_exclusion}.
-        sharding: "slices": under Horovod each rank computes the update, and keeps its
-            state, for one slice of the parameters (see gsnr_tf/sharding). "none": all
-            of them on every rank. "auto": slices where there are two ranks or more.
-            Defaults to "auto".
+        sharding: "none" (every worker updates all parameters) or "slices" (under
+            Horovod each rank takes the statistics, computes the update and keeps the
+            state of one slice; see gsnr_tf/sharding). Defaults to "none".
         communicator: Where the samples come from: "horovod" (one from each rank),
             "strategy" (one from each replica), "local" (only the micro-batches of
             this process) or "auto", which sees by itself. Defaults to "auto".
@@ -82,7 +81,7 @@ class GSNROptimizer(DistributedStep):
         ceiling=1.0,
         exclude_from_weight_decay=None,
         communicator="auto",
-        sharding="auto",
+        sharding="none",
         **keras_arguments,
     ):
         super().__init__(learning_rate, **keras_arguments)
@@ -95,10 +94,9 @@ class GSNROptimizer(DistributedStep):
             )
         self.gamma = gamma
         self.ceiling = ceiling
-        if sharding not in ("auto", "none", "slices"):
+        if sharding not in ("none", "slices"):
             raise ValueError(
-                "sharding must be 'auto', 'none' or 'slices'. "
-                f"Received: sharding={sharding!r}"
+                f"sharding must be 'none' or 'slices'. Received: sharding={sharding!r}"
             )
         self.communicator = communicator
         self.sharding = sharding
@@ -115,7 +113,7 @@ class GSNROptimizer(DistributedStep):
         raise NotImplementedError(f"{type(self).__name__} has no rule")
 
     def descend(self, theta, u, phi, slots, step):
-        """Returns `(theta, slots)` after the step."""
+        """Returns `(theta, slots)` after the step, of the slots those that changed."""
         raise NotImplementedError(f"{type(self).__name__} has no rule")
 
     # ---- building -------------------------------------------------------------
@@ -127,6 +125,7 @@ class GSNROptimizer(DistributedStep):
         super().build(variables)
         self.samples = self._comm.workers * (self.gradient_accumulation_steps or 1)
         self._check_samples()
+        self.choose_variables(variables)
         self._first_slot = len(self._variables)
         self._parts = self._make_parts()
         self._slots = self._parts.slots
@@ -134,6 +133,9 @@ class GSNROptimizer(DistributedStep):
             self.add_variable((), aggregation="only_first_replica", name=name)
             for name in ("gradient_sq_norm", "gradient_variance")
         ]
+
+    def choose_variables(self, variables):
+        """Finds out, by their paths, what applies to which variable."""
         self._decays = [
             by_list and by_call
             for by_list, by_call in zip(
@@ -166,16 +168,16 @@ class GSNROptimizer(DistributedStep):
             )
 
     def _make_parts(self):
-        sliced = self._comm.has_owners and self._comm.workers > 1
-        if self.sharding == "slices" and not sliced:
+        if self.sharding == "none":
+            return Whole(self, self._comm, self._flat)
+        if not self._comm.has_owners or self._comm.workers < 2:
             raise ValueError(
                 "Slices need Horovod and two ranks or more. Received: "
                 f"sharding='slices' with {self._comm.workers} worker(s) of "
-                f"{type(self._comm).__name__}. Start under horovodrun, or use "
-                "sharding='auto'."
+                f"{type(self._comm).__name__}. Start under horovodrun, or leave "
+                "`sharding` out."
             )
-        kind = Slices if sliced and self.sharding != "none" else Whole
-        return kind(self, self._comm, self._flat)
+        return Slices(self, self._comm, self._flat)
 
     def add_slot(self, variable, name):
         """A variable of zeros like `variable`, beside it, in the dtype of statistics."""
@@ -227,6 +229,12 @@ class GSNROptimizer(DistributedStep):
         return tf.math.divide_no_nan(
             tf.convert_to_tensor(self._signal), tf.convert_to_tensor(self._noise)
         )
+
+    def sharding_report(self):
+        """Who owns what, and what it costs: a string for people, one line a worker."""
+        if not self.built:
+            raise ValueError("The optimizer is not built: build it, or train a step.")
+        return self._parts.report()
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         """Keras' way to exclude variables, besides those of the constructor's list.

@@ -50,7 +50,7 @@ class GSNRLamb(AdamMoments, LayerAdaptedOptimizer):
         return theta_norm / u_norm
 
     def descend(self, theta, u, phi, slots, step):
-        return theta - step.learning_rate * phi * u, slots
+        return theta - step.learning_rate * phi * u, {}
 
     def get_config(self):
         return {**super().get_config(), **self.moments_config()}

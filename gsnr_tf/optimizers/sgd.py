@@ -37,7 +37,7 @@ class GSNRSGD(GSNROptimizer):
         theta = theta - theta * step.weight_decay * step.learning_rate
         move = -step.learning_rate * u
         if not self.momentum:
-            return theta + move, slots
+            return theta + move, {}
         m = self.momentum * slots["momentum"] + move
         return theta + (self.momentum * m + move if self.nesterov else m), {"momentum": m}
 

@@ -71,6 +71,25 @@ class LossScaleOptimizer(_KerasLossScaleOptimizer):
         inner.apply(unscaled, trainable_variables, examples=examples)
         self._rescale(inner.skipped_steps > skipped, inner.iterations > updates)
 
+    def save_own_variables(self, store):
+        """Own state, then the inner optimizer's, which may have to gather it."""
+        inner = {}
+        self.inner_optimizer.save_own_variables(inner)
+        values = [v.numpy() for v in self._variables]
+        values += [inner[str(index)] for index in range(len(inner))]
+        for index, value in enumerate(values):
+            store[str(index)] = value
+
+    def load_own_variables(self, store):
+        if not self.built:
+            super().load_own_variables(store)  # warns
+            return
+        own = len(self._variables)
+        for index, variable in enumerate(self._variables):
+            variable.assign(store[str(index)])
+        inner = {str(int(key) - own): store[key] for key in store if int(key) >= own}
+        self.inner_optimizer.load_own_variables(inner)
+
     def _rescale(self, skipped, updated):
         counter = self.step_counter + tf.cast(updated, self.step_counter.dtype)
         grown = counter >= self.dynamic_growth_steps

@@ -40,8 +40,9 @@ class Slices:
         self._layout = layout
         self._name = f"gsnr.{optimizer.name}"
         self._first, self._last = communicator.own_rows(len(layout.owner))
-        self._owner = tf.constant(layout.owner[self._first : self._last])
+        self._owner = layout.owner[self._first : self._last]
         self._number = len(optimizer._trainable_variables)
+        self._adapts = any(optimizer.adapts(index) for index in range(self._number))
         self._state = {
             slot: SliceState(slot, communicator, layout) for slot in optimizer.slots
         }
@@ -58,7 +59,9 @@ class Slices:
 
     def _per_variable(self, *elements):
         """Sums `[variables, len(elements)]` of tensors `[blocks, BLOCK]`."""
-        sums = tf.stack([tf.reduce_sum(e, axis=1) for e in elements], axis=1)
+        # XLA adds up the numbers of a row one by one; a product with ones is fast.
+        ones = tf.ones([BLOCK], self._layout.dtype)
+        sums = tf.stack([tf.linalg.matvec(e, ones) for e in elements], axis=1)
         return tf.math.unsorted_segment_sum(sums, self._owner, self._number)
 
     def _by_block(self, values):
@@ -75,34 +78,38 @@ class Slices:
             return self._comm.to_owners(rows, f"{self._name}.{name}")
 
         means = sent(moments.mean, "mean")
-        # The spread of a rank's own micro-batches, where there are several.
+        # The spread of a rank's own micro-batches, where there are several: once for
+        # each window, half as much again as without accumulation.
         accumulates = self._optimizer.gradient_accumulation_steps
         spreads = sent(moments.spread, "spread") if accumulates else None
         weights = None
         if equal_weight is None:
             weights = self._comm.from_owners(moments.weight[None], f"{self._name}.weight")
-        total = None if weights is not None else equal_weight * self._comm.workers
-        mean, r, sums = self._fused_statistics(means, spreads, weights, total)
+            weights = tf.ensure_shape(weights, [self._comm.workers])
+        mean, r, sums = self._fused_statistics(means, spreads, weights, equal_weight)
         sums = self._comm.all_reduce(sums, f"{self._name}.sums")
-        per_variable, (noise, broken) = sums[:-2], tf.unstack(sums[-2:])
-        per_variable = tf.reshape(per_variable, [self._number, 3])
-        return tf.equal(broken, 0), (mean, r, per_variable, noise)
+        return tf.math.is_finite(tf.reduce_sum(sums[:, 2])), (mean, r, sums)
 
-    def _statistics(self, means, spreads, weights, total):
-        mean, variance = pooled(Moments(weights, means, spreads), total)
+    def _statistics(self, means, spreads, weights, equal_weight):
+        count = self._comm.workers
+        groups = [
+            Moments(*group)
+            for group in zip(
+                [None] * count if weights is None else tf.unstack(weights),
+                tf.unstack(means),
+                [None] * count if spreads is None else tf.unstack(spreads),
+            )
+        ]
+        mean, variance = pooled(groups, equal_weight)
         r = gsnr(mean, variance, self._optimizer.samples)
         finite, counted = countable(mean, variance, r)
-        sums = self._per_variable(finite, counted, tf.square(mean))
-        broken = tf.logical_not(tf.math.is_finite(mean))
-        broken = tf.reduce_sum(tf.cast(broken, mean.dtype))
-        totals = tf.stack([tf.reduce_sum(variance), broken])
-        return mean, r, tf.concat([tf.reshape(sums, [-1]), totals], axis=0)
+        return mean, r, self._per_variable(finite, counted, mean * mean, variance)
 
     # ---- update -----------------------------------------------------------------
 
     def update(self, with_gradient, reduced, rate, t):
         """Updates all variables; returns Σ mean² and Σ variance."""
-        mean, r, sums, noise = reduced
+        mean, r, sums = reduced
         optimizer = self._optimizer
         start, stop = self._first * BLOCK, self._last * BLOCK
         theta = self._layout.pack_range(optimizer._trainable_variables, start, stop)
@@ -113,7 +120,12 @@ class Slices:
         )
         phi = self._trust_ratios(norms, rate, t)
         active = [index in set(with_gradient) for index in range(self._number)]
-        theta, moved = self._fused_descend(theta, u, phi, slots, moved, rate, t, tuple(active))
+        theta, further = self._fused_descend(theta, u, phi, moved, rate, t)
+        moved = {**moved, **further}
+        if len(with_gradient) < self._number:
+            # A variable without a gradient is left alone, and so is its state.
+            active = self._by_block(tf.constant(active))
+            moved = {name: tf.where(active, s, slots[name]) for name, s in moved.items()}
         for name, value in moved.items():
             self._state[name].slice.assign(value)
         whole = self._comm.from_owners(theta, f"{self._name}.weights")
@@ -121,18 +133,18 @@ class Slices:
         for index in with_gradient:
             variable = optimizer._trainable_variables[index]
             variable.assign(tf.cast(whole[index], variable.dtype))
-        return tf.reduce_sum(sums[:, 2]), noise
+        return tf.unstack(tf.reduce_sum(sums[:, 2:], axis=0))
 
     def _trust_ratios(self, norms, rate, t):
         """φ `[variables]`, from the slice's share of the squared norms of θ and u."""
-        optimizer = self._optimizer
-        ones = tf.ones([self._number], norms.dtype)
-        adapts = [optimizer.adapts(index) for index in range(self._number)]
-        if not any(adapts):
+        ones = tf.ones([self._number], self._layout.dtype)
+        if not self._adapts:
             return ones
         norms = tf.sqrt(self._comm.all_reduce(norms, f"{self._name}.norms"))
-        step = optimizer.step_of(rate, t, self._decay())
-        return tf.where(adapts, optimizer.trust(norms[:, 0], norms[:, 1], step), ones)
+        step = self._optimizer.step_of(rate, t, self._decay())
+        phi = self._optimizer.trust(norms[:, 0], norms[:, 1], step)
+        adapts = [self._optimizer.adapts(index) for index in range(self._number)]
+        return tf.where(adapts, phi, ones)
 
     def _decay(self):
         """Weight decay `[variables]`."""
@@ -168,14 +180,26 @@ class Slices:
                 gradient, -optimizer.clipvalue, optimizer.clipvalue
             )
         u, slots = optimizer.direction(theta, gradient, r, slots, self._step(rate, t))
-        return u, slots, self._per_variable(tf.square(theta), tf.square(u))
+        norms = self._per_variable(theta * theta, u * u) if self._adapts else None
+        return u, slots, norms
 
-    def _descend(self, theta, u, phi, before, slots, rate, t, active):
-        step = self._step(rate, t)
-        new, slots = self._optimizer.descend(theta, u, self._by_block(phi), slots, step)
-        if not all(active):
-            # A variable without a gradient is left alone, its state as well.
-            kept = self._by_block(tf.constant(active))
-            new = tf.where(kept, new, theta)
-            slots = {name: tf.where(kept, s, before[name]) for name, s in slots.items()}
-        return new, slots
+    def _descend(self, theta, u, phi, slots, rate, t):
+        phi = self._by_block(phi)
+        return self._optimizer.descend(theta, u, phi, slots, self._step(rate, t))
+
+    def report(self):
+        """See `GSNROptimizer.sharding_report`."""
+        bounds = self._comm.bounds(len(self._layout.owner))
+        item, ranks = self._layout.dtype.size, self._comm.workers
+        state = len(self.slots) * BLOCK * item
+        lines = []
+        for rank, (first, last) in enumerate(zip(bounds, bounds[1:])):
+            own, rest = last - first, bounds[-1] - (last - first)
+            # Its samples of the others' slices, then its slice to all others.
+            samples = 2 if self._optimizer.gradient_accumulation_steps else 1
+            sent = (samples * rest + (ranks - 1) * own) * BLOCK * item
+            lines.append(
+                f"rank {rank}: elements {first * BLOCK:,} to {last * BLOCK:,}, "
+                f"{own * state:,} bytes of state, sends {sent:,} bytes an update"
+            )
+        return "\n".join(lines)

@@ -66,7 +66,17 @@ class Whole:
         phi = 1.0
         if optimizer.adapts(index):
             phi = optimizer.trust(tf.norm(theta), tf.norm(u), step)
-        theta, slots = optimizer.descend(theta, u, phi, slots, step)
+        theta, further = optimizer.descend(theta, u, phi, slots, step)
         variable.assign(tf.cast(theta, variable.dtype))
-        for name, value in slots.items():
+        for name, value in {**slots, **further}.items():
             self.slots[name][index].assign(value)
+
+    def report(self):
+        """See `GSNROptimizer.sharding_report`."""
+        number = self._layout.size
+        item = self._layout.dtype.size
+        return (
+            f"{self._comm.workers} worker(s), each with all {number:,} elements and "
+            f"{len(self.slots) * number * item:,} bytes of state; reduces "
+            f"{2 * number * item:,} bytes an update"
+        )

@@ -50,29 +50,25 @@ class Moments(NamedTuple):
         return self.spread + self.weight * tf.square(self.mean - mean)
 
 
-def pooled(groups, total_weight=None):
+def pooled(groups, equal_weight=None):
     """Mean and biased variance of samples in groups.
 
     Args:
-        groups: `Moments` of each group, stacked: weight `[groups]` or `None` where
-            all are equal, mean and spread `[groups, ...]`. The spread is a group's
-            own, 0 or `None` for groups of one sample.
-        total_weight: Python float, Σ of the weights where they are equal.
+        groups: List of `Moments`, one for each group. A spread of `None` is 0: the
+            group is a single sample.
+        equal_weight: Python float, the weight of each group where it is known to be
+            the same.
 
     Returns:
-        `(mean, variance)`, tensors of the shape of one group's mean.
+        `(mean, variance)`, tensors `[n]`.
     """
-    weight, means, spread = groups
-    number = means.shape[0]
-    if weight is None:
-        mean = tf.reduce_mean(means, axis=0)
-        each = (total_weight or number) / number
-        total = each * number
+    if equal_weight is None:
+        total = tf.add_n([group.weight for group in groups])
+        mean = tf.add_n([group.weight * group.mean for group in groups]) / total
     else:
-        each = tf.reshape(weight, [number] + [1] * (len(means.shape) - 1))
-        total = tf.reduce_sum(weight)
-        mean = tf.reduce_sum(each * means, axis=0) / total
-    about = each * tf.square(means - mean)
-    if spread is not None:
-        about += spread
-    return mean, tf.reduce_sum(about, axis=0) / total
+        groups = [group._replace(weight=equal_weight) for group in groups]
+        total = len(groups) * equal_weight
+        mean = tf.add_n([group.mean for group in groups]) / len(groups)
+    about = [group.weight * tf.square(group.mean - mean) for group in groups]
+    spreads = [group.spread for group in groups if group.spread is not None]
+    return mean, tf.add_n(about + spreads) / total
