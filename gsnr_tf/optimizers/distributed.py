@@ -6,7 +6,7 @@ import keras
 
 from gsnr_tf.optimizers.base import DistributedStep
 
-# Newer than Keras 3.12, the oldest we support. Nothing is an instance of ().
+# Keras has it from 3.15 on. Nothing is an instance of ().
 _MultiOptimizer = getattr(keras.optimizers, "MultiOptimizer", ())
 
 
