@@ -164,10 +164,13 @@ def test_the_command_line_tells_versions():
 
 
 def test_a_rank_that_dies_ends_the_job():
-    """Within the time limit of `run`, which also looks for processes left behind."""
+    """Within the time limit of `run`, which also looks for processes left behind.
+
+    Horovod's own limit for ranks that wait in vain is longer, or not set.
+    """
     program = Path(__file__).with_name("dying_rank.py")
-    finished = run(horovodrun(2, str(program)), seconds=60)
+    finished = run(horovodrun(2, str(program)), SECONDS)
     assert finished.code != 0, finished.output
     assert "rank 1 dies" in finished.output
-    assert re.search(r"Exit code: 3$", finished.output, re.MULTILINE), finished.output
+    assert "Process 1 exit with status code 3." in finished.output, finished.output
     assert "an epoch ended" not in finished.output
