@@ -54,15 +54,15 @@ def test_results_and_plot_are_saved(on_two_ranks):
     _, folder = on_two_ranks
     results = json.loads((folder / "results.json").read_text())
     assert results["settings"]["ranks"] == 2
-    assert [run["optimizer"] for run in results["runs"]] == ["gsnr-lamb", "lamb"]
-    for run_ in results["runs"]:
-        assert [row["epoch"] for row in run_["history"]] == [1, 2]
-        first, last = run_["history"]
+    assert [one_run["optimizer"] for one_run in results["runs"]] == ["gsnr-lamb", "lamb"]
+    for one_run in results["runs"]:
+        assert [row["epoch"] for row in one_run["history"]] == [1, 2]
+        first, last = one_run["history"]
         # Better than chance, and better with each epoch.
         assert 0.5 < first["test_auc"] < last["test_auc"] < 1
         assert last["test_auc"] < last["train_auc"]
         assert last["loss"] < np.log(2) + 0.01
-        assert run_["seconds"] > 0
+        assert one_run["seconds"] > 0
     picture = (folder / "auc.png").read_bytes()
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
