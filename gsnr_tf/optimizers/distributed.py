@@ -6,6 +6,9 @@ import keras
 
 from gsnr_tf.optimizers.base import DistributedStep
 
+# Keras has it from 3.15 on. Nothing is an instance of ().
+_MultiOptimizer = getattr(keras.optimizers, "MultiOptimizer", ())
+
 
 @functools.cache
 def _distributed_class(rule):
@@ -51,7 +54,7 @@ def DistributedOptimizer(optimizer):
             "Wrap the inner optimizer: "
             "LossScaleOptimizer(DistributedOptimizer(optimizer))."
         )
-    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+    if isinstance(optimizer, _MultiOptimizer):
         raise ValueError(
             "MultiOptimizer leaves the updates to its inner optimizers. Wrap each of "
             "them: MultiOptimizer(OptimizerMap(DistributedOptimizer(optimizer)))."
@@ -80,6 +83,6 @@ for _rule in vars(keras.optimizers).values():
         and issubclass(_rule, keras.optimizers.Optimizer)
         and _rule is not keras.optimizers.Optimizer
         and _rule is not keras.optimizers.LossScaleOptimizer
-        and _rule is not keras.optimizers.MultiOptimizer
+        and _rule is not _MultiOptimizer
     ):
         _distributed_class(_rule)

@@ -1,14 +1,17 @@
 import sys
+from pathlib import Path
 
 import cloudpickle
 import pytest
 
 from tests.parallel.ranks import Ranks
 
+HERE = Path(__file__).parent
+
 
 def pytest_collection_modifyitems(items):
     """Tests on the same number of ranks come together, so that ranks start once."""
-    here = [i for i in items if "tests/parallel/" in i.nodeid]
+    here = [i for i in items if i.path.parent == HERE]
     sizes = {i: getattr(i, "callspec", None) for i in here}
     sizes = {i: spec.params.get("ranks", 2) if spec else 2 for i, spec in sizes.items()}
     ordered = iter(sorted(here, key=sizes.get))

@@ -5,18 +5,16 @@ ranks: `Ranks(n).run(body, *args)` sends a function to `n` waiting processes, wh
 `horovodrun` started, and returns what it returned on each of them.
 """
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
-import tempfile
-import traceback
-from multiprocessing.connection import Client, Listener
+from multiprocessing.connection import Listener
+from pathlib import Path
 
 import cloudpickle
-import psutil
 
+from tests.processes import Process, horovodrun
+
+PROGRAM = Path(__file__).with_name("serve.py")
 START_SECONDS = 120
 BODY_SECONDS = 90
 
@@ -31,28 +29,15 @@ class Ranks:
     def __init__(self, size, environment=None):
         self.size = size
         self._key = os.urandom(16)
-        self._log = tempfile.TemporaryFile(mode="w+")
         self._listener = Listener(("localhost", 0), authkey=self._key)
         self._connections = []
         host, port = self._listener.address
-        horovodrun = os.path.join(os.path.dirname(sys.executable), "horovodrun")
-        self._process = subprocess.Popen(
-            # --disable-cache: nothing in the home folder. --gloo: TensorFlow is not
-            # loaded once more to ask whether there is MPI.
-            [horovodrun, "--disable-cache", "--gloo", "-np", str(size)]
-            + [sys.executable, __file__, host, str(port)],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={
-                **os.environ,
-                "GSNR_TEST_KEY": self._key.hex(),
-                "TF_NUM_INTRAOP_THREADS": "1",
-                "TF_NUM_INTEROP_THREADS": "2",
-                "HOROVOD_STALL_CHECK_TIME_SECONDS": "10",
-                "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "30",
-                **(environment or {}),
-            },
+        self._process = Process(
+            *horovodrun(size, str(PROGRAM), host, str(port)),
+            GSNR_TEST_KEY=self._key.hex(),
+            HOROVOD_STALL_CHECK_TIME_SECONDS="10",
+            HOROVOD_STALL_SHUTDOWN_TIME_SECONDS="30",
+            **(environment or {}),
         )
         try:
             self._accept()
@@ -76,8 +61,7 @@ class Ranks:
 
     def output(self):
         """The last of what the ranks have printed."""
-        self._log.seek(0)
-        return self._log.read()[-4000:]
+        return self._process.output()[-4000:]
 
     def run(self, body, *args, seconds=BODY_SECONDS):
         """What `body(*args)` returned on each rank, in the order of the ranks."""
@@ -100,48 +84,15 @@ class Ranks:
             raise RankFailed("\n".join([*failures, printed]))
         return results
 
-    def _family(self):
-        try:
-            top = psutil.Process(self._process.pid)
-            return [top, *top.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
-
     @property
     def alive(self):
-        return bool(self._connections) and self._process.poll() is None
+        return bool(self._connections) and self._process.alive
 
     def stop(self):
         """Ends all ranks, whatever state they are in."""
         for connection in self._connections:
             connection.close()
         self._connections = []
-        # horovodrun gives each rank a session of its own: find them by descent.
-        family = self._family()
-        psutil.wait_procs(family, timeout=10)
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._process.wait(10)
+        # Without a connection they end by themselves, unless a collective holds them.
+        self._process.end(patience=10)
         self._listener.close()
-        self._log.close()
-
-
-def serve(host, port):
-    """The life of a rank: take a body, run it, send what it returned."""
-    connection = Client((host, int(port)), authkey=bytes.fromhex(os.environ["GSNR_TEST_KEY"]))
-    connection.send(int(os.environ["HOROVOD_RANK"]))
-    while True:
-        try:
-            body, args = cloudpickle.loads(connection.recv_bytes())
-        except EOFError:
-            return
-        try:
-            answer = (False, body(*args))
-        except BaseException:
-            answer = (True, traceback.format_exc())
-        connection.send(answer)
-
-
-if __name__ == "__main__":
-    serve(*sys.argv[1:])

@@ -151,6 +151,17 @@ def built_sgd():
     return optimizer
 
 
+def multi_optimizer():
+    return keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(keras.optimizers.SGD())
+    )
+
+
+# Keras 3.12 to 3.14 have none.
+MULTI_OPTIMIZER = [(multi_optimizer, ValueError, "leaves the updates to its inner optimizers")]
+MULTI_OPTIMIZER *= hasattr(keras.optimizers, "MultiOptimizer")
+
+
 @pytest.mark.parametrize(
     "wrong, error, message",
     [
@@ -167,14 +178,8 @@ def built_sgd():
             ValueError,
             "Wrap the inner optimizer",
         ),
-        (
-            lambda: keras.optimizers.MultiOptimizer(
-                keras.optimizers.OptimizerMap(keras.optimizers.SGD())
-            ),
-            ValueError,
-            "leaves the updates to its inner optimizers",
-        ),
-        (built_sgd, ValueError, "SGD 'sgd.*' is already built"),
+        (built_sgd, ValueError, "SGD '.+' is already built"),
+        *MULTI_OPTIMIZER,
     ],
 )
 def test_distributed_optimizer_of_the_wrong_thing(wrong, error, message):

@@ -1,0 +1,176 @@
+"""The examples and the command line, run as a user runs them."""
+
+import json
+import re
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gsnr_tf
+from tests.processes import ROOT, horovodrun, python, run, run_together
+
+EXAMPLES = ROOT / "keras_examples"
+MOVIELENS = str(EXAMPLES / "movielens_dlrm.py")
+LOOP = str(EXAMPLES / "strategy_loop.py")
+SECONDS = 120
+
+
+def movielens(folder):
+    return ["--seeds", "1", "--epochs", "2", "--output", str(folder)]
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory):
+    """What 2 ranks x 4 micro-batches printed, and their folder."""
+    folder = tmp_path_factory.mktemp("two ranks")
+    finished = run(horovodrun(2, MOVIELENS, *movielens(folder)), SECONDS)
+    assert finished.code == 0, finished.output
+    return finished.output, folder
+
+
+def printed_by(rank, output):
+    """The lines of one rank, without horovodrun's prefix."""
+    prefix = f"[{rank}]<stdout>:"
+    lines = [line for line in output.splitlines() if line.startswith(prefix)]
+    return [line.removeprefix(prefix) for line in lines]
+
+
+def test_rank_0_alone_prints_progress_and_a_table_of_both_optimizers(on_two_ranks):
+    output, folder = on_two_ranks
+    lines = printed_by(0, output)
+    assert printed_by(1, output) == []
+    assert "batch 16,000 = 8 samples of 2,000 (2 ranks x 4 micro-batches)" in lines
+    assert sum(bool(re.match(r" [12]/2 ", line)) for line in lines) == 2 * 2
+    heading = next(i for i, line in enumerate(lines) if line.startswith("optimizer "))
+    table = [line.split()[:2] for line in lines[heading + 1 : heading + 3]]
+    assert table == [["gsnr-lamb", "0.07"], ["lamb", "0.05"]]
+    assert lines[-1] == f"saved {folder}/results.json and {folder}/auc.png"
+
+
+def test_results_and_plot_are_saved(on_two_ranks):
+    _, folder = on_two_ranks
+    results = json.loads((folder / "results.json").read_text())
+    assert results["settings"]["ranks"] == 2
+    assert [one_run["optimizer"] for one_run in results["runs"]] == ["gsnr-lamb", "lamb"]
+    for one_run in results["runs"]:
+        assert [row["epoch"] for row in one_run["history"]] == [1, 2]
+        first, last = one_run["history"]
+        # Better than chance, and better with each epoch.
+        assert 0.5 < first["test_auc"] < last["test_auc"] < 1
+        assert last["test_auc"] < last["train_auc"]
+        assert last["loss"] < np.log(2) + 0.01
+        assert one_run["seconds"] > 0
+    picture = (folder / "auc.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
+    assert (width, height) == (1500, 600)
+
+
+def test_one_process_repeats_what_two_ranks_learned(on_two_ranks, tmp_path):
+    """8 micro-batches are the same 8 samples as 2 ranks x 4 micro-batches.
+
+    Sums of float32 in another order differ in the last bit, and after ten updates that
+    exchanges a few pairs of a click and a non-click with almost equal scores. A pair of
+    the test split is 4e-8 of its AUC; two were exchanged here, and 250 would pass.
+    """
+    _, folder = on_two_ranks
+    alone = [*movielens(tmp_path), "--accumulation-steps", "8"]
+    finished = run(python(MOVIELENS, *alone), SECONDS)
+    assert finished.code == 0, finished.output
+    curves = [
+        [
+            [row[split] for split in ("train_auc", "validation_auc", "test_auc")]
+            for one_run in json.loads((place / "results.json").read_text())["runs"]
+            for row in one_run["history"]
+        ]
+        for place in (folder, tmp_path)
+    ]
+    np.testing.assert_allclose(*curves, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("example", [MOVIELENS, LOOP], ids=lambda path: Path(path).stem)
+def test_help_answers_without_importing_tensorflow(example):
+    finished = run(python("-X", "importtime", example, "--help"), SECONDS)
+    assert finished.code == 0, finished.output
+    assert f"usage: {Path(example).name}" in finished.output
+    imported = re.findall(r"^import time:.*\| +(\S+)$", finished.output, re.MULTILINE)
+    assert "argparse" in imported
+    assert not {"tensorflow", "keras", "numpy"} & set(imported)
+
+
+def epochs(output):
+    """Loss, train AUC and GSNR of each epoch that was printed."""
+    lines = re.findall(r"^epoch \d+ +(.*)$", output, re.MULTILINE)
+    return [[float(number) for number in re.findall(r"\d+\.\d+", line)] for line in lines]
+
+
+def free_ports(number):
+    """Ports that were free a moment ago; held together, so that they differ."""
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(number)]
+    ports = [held.getsockname()[1] for held in sockets]
+    for held in sockets:
+        held.close()
+    return ports
+
+
+def test_the_loop_learns_the_same_on_devices_and_on_workers():
+    """2 replicas x 4 micro-batches, in one process and in two."""
+    setting = ["--epochs", "1", "--accumulation-steps", "4"]
+    devices = python(LOOP, "--strategy", "mirrored", "--replicas", "2", *setting)
+    together = run(devices, SECONDS)
+    assert together.code == 0, together.output
+
+    workers = [f"localhost:{port}" for port in free_ports(2)]
+    commands = []
+    for index in range(2):
+        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        command = python(LOOP, "--strategy", "multiworker", *setting)
+        commands.append((command, {"TF_CONFIG": json.dumps(task)}))
+    chief, other = run_together(commands, SECONDS)
+    assert (chief.code, other.code) == (0, 0), chief.output + other.output
+
+    for output in (together.output, chief.output):
+        assert "2 replicas x 4 micro-batches = 8 samples an update" in output
+    assert np.shape(epochs(together.output)) == (1, 3)
+    # They differ by rounding, which at worst turns the last of the four digits.
+    np.testing.assert_allclose(epochs(chief.output), epochs(together.output), atol=1.5e-4)
+    assert epochs(other.output) == []
+
+
+def command_line(*arguments):
+    """`gsnr-tf`, or what that script does where the package is not installed."""
+    script = Path(sys.executable).with_name("gsnr-tf")
+    if script.exists():
+        return [str(script), *arguments]
+    return python("-c", "import gsnr_tf.cli as c; raise SystemExit(c.main())", *arguments)
+
+
+def test_the_command_line_tells_versions():
+    version = run(command_line("--version"), SECONDS)
+    assert version.code == 0, version.output
+    assert version.output.splitlines()[-1] == gsnr_tf.__version__
+
+    environment = run(command_line("env"), SECONDS)
+    assert environment.code == 0, environment.output
+    told = dict(line.split(maxsplit=1) for line in environment.output.splitlines()[-8:])
+    assert list(told) == [
+        "gsnr_tf", "Python", "tensorflow", "keras", "numpy", "horovod", "GPUs", "platform",
+    ]  # fmt: skip
+    assert told["gsnr_tf"] == gsnr_tf.__version__
+    assert re.match(r"0\.28\.1 \(.*gloo.*\)", told["horovod"])
+
+
+def test_a_rank_that_dies_ends_the_job():
+    """Within the time limit of `run`, which also looks for processes left behind.
+
+    Horovod's own limit for ranks that wait in vain is longer, or not set.
+    """
+    program = Path(__file__).with_name("dying_rank.py")
+    finished = run(horovodrun(2, str(program)), SECONDS)
+    assert finished.code != 0, finished.output
+    assert "rank 1 dies" in finished.output
+    assert "Process 1 exit with status code 3." in finished.output, finished.output
+    assert "an epoch ended" not in finished.output
