@@ -87,7 +87,8 @@ class LossScaleOptimizer(_KerasLossScaleOptimizer):
         own = len(self._variables)
         for index, variable in enumerate(self._variables):
             variable.assign(store[str(index)])
-        inner = {str(int(key) - own): store[key] for key in store if int(key) >= own}
+        rest = len(store.keys()) - own
+        inner = {str(index): store[str(own + index)] for index in range(rest)}
         self.inner_optimizer.load_own_variables(inner)
 
     def _rescale(self, skipped, updated):
