@@ -257,7 +257,7 @@ class GSNROptimizer(DistributedStep):
 
     def _whole_state(self):
         """All state, slots in their whole shapes: the same for any number of ranks."""
-        if isinstance(self._parts, Whole):
+        if not self.built or isinstance(self._parts, Whole):
             return self.variables
         views = [view for views in self._slots.values() for view in views]
         state = self.variables
@@ -270,7 +270,7 @@ class GSNROptimizer(DistributedStep):
 
     def load_own_variables(self, store):
         """Takes what `save_own_variables` stored, on any number of ranks."""
-        state = self._whole_state() if self.built else []
+        state = self._whole_state()
         if len(store.keys()) != len(state):
             super().load_own_variables(store)  # says what does not fit
             return
