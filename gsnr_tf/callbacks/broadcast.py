@@ -54,6 +54,19 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
         communicator = comm.choose("auto", model.distribute_strategy)
+        self._check_slices(communicator)
         state = [v for v in model.variables if "seed_generator_state" not in v.path]
         communicator.broadcast(state + optimizer.variables, self.root_rank)
         self._done = True
+
+    def _check_slices(self, communicator):
+        """Slices of state cannot come from one rank: each must have loaded its own."""
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        if getattr(optimizer, "sharding", "none") == "none":
+            return
+        updates = communicator.gather(int(optimizer.iterations))
+        if len(set(updates)) > 1:
+            raise ValueError(
+                "With sharding='slices' every rank must load the checkpoint, and only "
+                f"some have. Received: updates done by rank {updates}."
+            )

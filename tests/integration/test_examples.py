@@ -163,6 +163,20 @@ def test_the_command_line_tells_versions():
     assert re.match(r"0\.28\.1 \(.*gloo.*\)", told["horovod"])
 
 
+def test_the_benchmark_compares_three_ways():
+    setting = ["--np", "2", "--params", "20k", "--tensors", "4", "--rounds", "2"]
+    bench = run(command_line("bench", "step", *setting), SECONDS)
+    assert bench.code == 0, bench.output
+    assert "2 ranks, 20,200 elements in 4 tensors" in bench.output
+    ratios = re.findall(r"^  (.+?) +[\d.]+ ms   ratio ([\d.]+)$", bench.output, re.M)
+    assert [name for name, _ in ratios] == [
+        "allreduce + Keras lamb",
+        "GSNR lamb, sharding=none",
+        "GSNR lamb, sharding=slices",
+    ]
+    assert float(ratios[0][1]) == 1.0
+
+
 def test_a_rank_that_dies_ends_the_job():
     """Within the time limit of `run`, which also looks for processes left behind.
 

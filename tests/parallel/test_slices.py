@@ -253,3 +253,23 @@ def test_a_checkpoint_fits_any_number_of_ranks(on_ranks, tmp_path, float16):
                 if ranks == 2:  # and so the same samples as without interruption
                     for value, expected in zip(trained, later, strict=True):
                         np.testing.assert_allclose(value, expected, rtol=2e-5, atol=2e-6)
+
+
+def loaded_by_one():
+    import gsnr_tf
+
+    model = saved_model("slices", False)
+    if gsnr_tf.rank() == 0:
+        model.optimizer.iterations.assign(5)
+    callback = gsnr_tf.callbacks.BroadcastGlobalVariablesCallback()
+    callback.set_model(model)
+    try:
+        callback.on_train_begin()
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_checkpoint_that_only_one_rank_loaded_is_refused_by_all(on_ranks):
+    for message in on_ranks(2, loaded_by_one):
+        assert "every rank must load" in message
+        assert "[5, 0]" in message

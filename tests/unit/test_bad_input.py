@@ -35,6 +35,7 @@ def variable():
             "Only one of .* can be set. Received: clipnorm=1.0, clipvalue=2.0",
         ),
         ({"learning_rate": 1}, "should be float, .* Received instead: learning_rate=1"),
+        ({"sharding": "auto"}, "must be 'none' or 'slices'. Received: sharding='auto'"),
         ({"gama": 0.1}, r"not recognized: \{'gama': 0.1\}"),
         ({"gradient_accumulation_steps": 1}, "integer >= 2. Received: .*=1"),
         (
@@ -135,6 +136,13 @@ def test_horovod_that_is_not_there(row, monkeypatch):
     monkeypatch.setitem(sys.modules, "horovod.tensorflow", None)
     with pytest.raises(ImportError, match="Horovod was asked for.*install_horovod"):
         row.make(communicator="horovod", **SOUND).build([variable()])
+
+
+@every
+def test_slices_in_a_single_process(row):
+    with pytest.raises(ValueError, match="need Horovod and two ranks.*1 worker"):
+        row.make(sharding="slices", **SOUND).build([variable()])
+
 
 
 @every
