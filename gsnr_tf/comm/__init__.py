@@ -32,14 +32,14 @@ def choose(engine, strategy):
     """The communicator for an engine's name.
 
     Args:
-        engine: One of `ENGINES`. "auto" takes the ranks where a launcher started
+        engine: One of `ENGINES`; "auto" takes the ranks where a launcher started
             several, the replicas where the strategy has several, and otherwise
             this process alone.
         strategy: The `tf.distribute.Strategy` in whose scope the optimizer lives.
 
     Raises:
-        ValueError: There is no such engine, "auto" meets both ranks and replicas,
-            or "strategy" meets no strategy.
+        ValueError: "auto" meets both ranks and replicas, or "strategy" meets no
+            strategy.
         ImportError: Horovod is called for and not there.
     """
     if engine == "local":
@@ -55,8 +55,6 @@ def choose(engine, strategy):
                 "`with strategy.scope():`, or use communicator='auto'."
             )
         return StrategyCommunicator(strategy)
-    if engine != "auto":
-        raise ValueError(f"communicator must be one of {ENGINES}. Received: {engine!r}")
     ranks = size()
     if ranks > 1 and replicas > 1:
         raise ValueError(

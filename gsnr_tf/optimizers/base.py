@@ -46,6 +46,7 @@ class DistributedStep(keras.optimizers.Optimizer):
                 "gradient_accumulation_steps out."
             )
         self._comm = comm.choose(self.communicator, self._distribution_strategy)
+        self.check_workers()
         self._flat = FlatLayout(variables)
         # Keras' accumulators hold a sum and are mirrored; ours hold moments, and
         # each replica its own.
@@ -60,6 +61,9 @@ class DistributedStep(keras.optimizers.Optimizer):
         if steps:
             self._window_moments = self._add_accumulators()
         self._comm.broadcast(self._trainable_variables)
+
+    def check_workers(self):
+        """Raises where the rule cannot do with the workers there are."""
 
     def _add_accumulators(self):
         shapes = Moments((), (self._flat.size,), (self._flat.size,))

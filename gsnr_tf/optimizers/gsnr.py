@@ -92,6 +92,10 @@ class GSNROptimizer(DistributedStep):
                 "ceiling must be at least gamma. "
                 f"Received: ceiling={ceiling}, gamma={gamma}"
             )
+        if communicator not in comm.ENGINES:
+            raise ValueError(
+                f"communicator must be one of {comm.ENGINES}. Received: {communicator!r}"
+            )
         self.gamma = gamma
         self.ceiling = ceiling
         if sharding not in ("none", "slices"):
@@ -123,11 +127,10 @@ class GSNROptimizer(DistributedStep):
         if self.built:
             return
         super().build(variables)
-        self.samples = self._comm.workers * (self.gradient_accumulation_steps or 1)
-        self._check_samples()
         self.choose_variables(variables)
         self._first_slot = len(self._variables)
-        self._parts = self._make_parts()
+        kind = Whole if self.sharding == "none" else Slices
+        self._parts = kind(self, self._comm, self._flat)
         self._slots = self._parts.slots
         self._signal, self._noise = [
             self.add_variable((), aggregation="only_first_replica", name=name)
@@ -144,7 +147,9 @@ class GSNROptimizer(DistributedStep):
             )
         ]
 
-    def _check_samples(self):
+    def check_workers(self):
+        """Counts the samples of an update, `samples`; raises where they are too few."""
+        self.samples = self._comm.workers * (self.gradient_accumulation_steps or 1)
         received = (
             f"{self._comm.workers} worker(s) and gradient_accumulation_steps="
             f"{self.gradient_accumulation_steps}"
@@ -158,6 +163,15 @@ class GSNROptimizer(DistributedStep):
                 "several replicas, or set gradient_accumulation_steps to 2 or more "
                 "(8 is a good start)."
             )
+        if self.sharding == "slices" and not (
+            self._comm.has_owners and self._comm.workers > 1
+        ):
+            raise ValueError(
+                "Slices need Horovod and two ranks or more. Received: "
+                f"sharding='slices' with {self._comm.workers} worker(s) of "
+                f"{type(self._comm).__name__}. Start under horovodrun, or leave "
+                "`sharding` out."
+            )
         if self.samples < _SOUND_SAMPLES:
             warnings.warn(
                 f"{type(self).__name__} has k={self.samples} samples an update "
@@ -166,18 +180,6 @@ class GSNROptimizer(DistributedStep):
                 "multipliers sit on the floor. Raise gradient_accumulation_steps.",
                 stacklevel=2,
             )
-
-    def _make_parts(self):
-        if self.sharding == "none":
-            return Whole(self, self._comm, self._flat)
-        if not self._comm.has_owners or self._comm.workers < 2:
-            raise ValueError(
-                "Slices need Horovod and two ranks or more. Received: "
-                f"sharding='slices' with {self._comm.workers} worker(s) of "
-                f"{type(self._comm).__name__}. Start under horovodrun, or leave "
-                "`sharding` out."
-            )
-        return Slices(self, self._comm, self._flat)
 
     def add_slot(self, variable, name):
         """A variable of zeros like `variable`, beside it, in the dtype of statistics."""

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.distribute import mirrored_strategy
 
 import gsnr_tf
 
@@ -48,6 +49,19 @@ def alone(make, arguments, data):
 @pytest.mark.parametrize("steps", [None, 3])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_replicas_equal_one_process_that_holds_their_samples(mirrored, optimizer, steps):
+    compare_with_one_process(mirrored, optimizer, steps)
+
+
+def test_so_do_replicas_that_never_meet(monkeypatch):
+    """TPUs stay in the replica, with collectives there; other devices can, too."""
+    monkeypatch.setattr(
+        mirrored_strategy.MirroredExtended, "_use_merge_call", lambda self: False
+    )
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(REPLICAS)])
+    compare_with_one_process(strategy, "adam", 3)
+
+
+def compare_with_one_process(mirrored, optimizer, steps):
     make, arguments = OPTIMIZERS[optimizer]
     calls = steps or 1
     data = samples(3, REPLICAS * calls)
