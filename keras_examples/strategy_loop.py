@@ -15,7 +15,13 @@ A TPU:
 It trains the DLRM of movielens_dlrm.py. `Model.fit` does not work under
 MultiWorkerMirroredStrategy in Keras 3; this loop works under all three.
 
-OUTPUT
+The first prints (TensorFlow's notices left out), and two workers with
+`--accumulation-steps 4` learn the same:
+
+    MirroredStrategy: 4 replicas x 2 micro-batches = 8 samples an update
+    epoch 1  loss 0.6887  train AUC 0.5467  GSNR 1.5937
+    epoch 2  loss 0.6853  train AUC 0.5667  GSNR 1.0878
+    epoch 3  loss 0.6785  train AUC 0.6143  GSNR 0.4525
 """
 
 import argparse

@@ -109,6 +109,25 @@ def test_weight_decay_with_exclusions(row):
     assert np.all(bias == 2) and np.all(gain == 2)
 
 
+@every
+def test_exclusions_are_searched_in_the_path(row):
+    """Keras looks at the name alone, where the layer does not appear (R9)."""
+    with keras.name_scope("block"):
+        first, second = [keras.Variable(np.full((2, 2), 2.0), name="gamma") for _ in "ab"]
+    with keras.name_scope("norm"):
+        third = keras.Variable(np.full((2, 2), 2.0), name="gamma")
+    optimizer = row.make(
+        weight_decay=0.25,
+        exclude_from_weight_decay=["^norm/"],
+        gradient_accumulation_steps=8,
+    )
+    for _ in range(8):
+        optimizer.apply_gradients([(tf.zeros((2, 2)), w) for w in (first, second, third)])
+    first, second, third = values([first, second, third])
+    assert np.all(first < 2) and np.all(second < 2)
+    assert np.all(third == 2)
+
+
 @pytest.mark.parametrize("row", VARIANTS)
 def test_golden_values(row):
     optimizer = VARIANTS[row].make(gradient_accumulation_steps=K)
