@@ -20,26 +20,10 @@ wheel of Horovod is kept), PIP_* (settings of pip).
 END
 }
 
-wish=auto
-while (($#)); do
-    case $1 in
-        --cpu) wish=cpu ;;
-        --gpu) wish=gpu ;;
-        -h | --help)
-            usage
-            exit 0
-            ;;
-        --)
-            shift
-            break
-            ;;
-        *) break ;;
-    esac
-    shift
-done
-
 # shellcheck source=horovod_scripts/setup_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+read_options "$@"
+set -- ${rest[@]+"${rest[@]}"}
 
 # horovodrun puts "[rank]<stream>:" before each line. All ranks of this job print
 # alike, so rank 0 speaks for them, without the prefix; but what any rank writes

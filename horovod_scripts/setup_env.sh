@@ -35,6 +35,30 @@ stop() {
     exit 1
 }
 
+# Reads the options of quickstart.sh and test.sh: sets wish (auto, cpu or gpu) and
+# rest, the arguments that are not theirs. The caller has a function `usage`.
+# shellcheck disable=SC2034 # both are for the caller
+read_options() {
+    wish=auto
+    while (($#)); do
+        case $1 in
+            --cpu) wish=cpu ;;
+            --gpu) wish=gpu ;;
+            -h | --help)
+                usage
+                exit 0
+                ;;
+            --)
+                shift
+                break
+                ;;
+            *) break ;;
+        esac
+        shift
+    done
+    rest=("$@")
+}
+
 # ------------------------------------------------------------ choosing things
 
 # Whether $1 is a Python that we can use; if not, prints why. It is run and not

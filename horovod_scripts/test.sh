@@ -22,26 +22,10 @@ wheel of Horovod is kept), PIP_* (settings of pip).
 END
 }
 
-wish=auto
-while (($#)); do
-    case $1 in
-        --cpu) wish=cpu ;;
-        --gpu) wish=gpu ;;
-        -h | --help)
-            usage
-            exit 0
-            ;;
-        --)
-            shift
-            break
-            ;;
-        *) break ;;
-    esac
-    shift
-done
-
 # shellcheck source=horovod_scripts/setup_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+read_options "$@"
+set -- ${rest[@]+"${rest[@]}"}
 
 # Whether the arguments of pytest name a file or folder to test. The value of an
 # option ("-k tests") is none.
