@@ -13,11 +13,12 @@ import keras
 import tensorflow as tf
 
 from gsnr_tf import comm
+from gsnr_tf.optimizers.state import WholeState
 from gsnr_tf.sharding.layout import FlatLayout
 from gsnr_tf.stats import Moments
 
 
-class DistributedStep(keras.optimizers.Optimizer):
+class DistributedStep(WholeState, keras.optimizers.Optimizer):
     """A Keras optimizer whose updates are one decision of all workers.
 
     Stands behind a rule (a Keras optimizer, or `GSNROptimizer`) in the order of

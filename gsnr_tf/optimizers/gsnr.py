@@ -257,27 +257,13 @@ class GSNROptimizer(DistributedStep):
         patterns = checked_patterns("var_names", var_names) or []
         self._also_not_decayed = [*self._also_not_decayed, *exact, *patterns]
 
-    def _whole_state(self):
+    def whole_state(self):
         """All state, slots in their whole shapes: the same for any number of ranks."""
         if not self.built or isinstance(self._parts, Whole):
             return self.variables
         views = [view for views in self._slots.values() for view in views]
         state = self.variables
         return [*state[: self._first_slot], *views, *state[self._first_slot :]]
-
-    def save_own_variables(self, store):
-        """Fills `store` for `Model.save`. With slices all ranks must call it."""
-        for index, variable in enumerate(self._whole_state()):
-            store[str(index)] = variable.numpy()
-
-    def load_own_variables(self, store):
-        """Takes what `save_own_variables` stored, on any number of ranks."""
-        state = self._whole_state()
-        if len(store.keys()) != len(state):
-            super().load_own_variables(store)  # says what does not fit
-            return
-        for index, variable in enumerate(state):
-            variable.assign(store[str(index)])
 
     def get_config(self):
         """Arguments of the constructor, as Keras serializes them."""

@@ -9,12 +9,13 @@ import keras
 import tensorflow as tf
 
 from gsnr_tf.optimizers.base import DistributedStep
+from gsnr_tf.optimizers.state import WholeState
 
 _KerasLossScaleOptimizer = keras.optimizers.LossScaleOptimizer
 
 
 @keras.saving.register_keras_serializable("gsnr_tf")
-class LossScaleOptimizer(_KerasLossScaleOptimizer):
+class LossScaleOptimizer(WholeState, _KerasLossScaleOptimizer):
     """Scales the loss; leaves the decision on overflow to the inner optimizer.
 
     The inner optimizer (of this package) sees every gradient, finite or not, and
@@ -71,25 +72,9 @@ class LossScaleOptimizer(_KerasLossScaleOptimizer):
         inner.apply(unscaled, trainable_variables, examples=examples)
         self._rescale(inner.skipped_steps > skipped, inner.iterations > updates)
 
-    def save_own_variables(self, store):
+    def whole_state(self):
         """Own state, then the inner optimizer's, which may have to gather it."""
-        inner = {}
-        self.inner_optimizer.save_own_variables(inner)
-        values = [v.numpy() for v in self._variables]
-        values += [inner[str(index)] for index in range(len(inner))]
-        for index, value in enumerate(values):
-            store[str(index)] = value
-
-    def load_own_variables(self, store):
-        if not self.built:
-            super().load_own_variables(store)  # warns
-            return
-        own = len(self._variables)
-        for index, variable in enumerate(self._variables):
-            variable.assign(store[str(index)])
-        rest = len(store.keys()) - own
-        inner = {str(index): store[str(own + index)] for index in range(rest)}
-        self.inner_optimizer.load_own_variables(inner)
+        return [*self._variables, *self.inner_optimizer.whole_state()]
 
     def _rescale(self, skipped, updated):
         counter = self.step_counter + tf.cast(updated, self.step_counter.dtype)

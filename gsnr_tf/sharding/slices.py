@@ -119,11 +119,11 @@ class Slices:
             theta, mean, r, slots, sums, self._clip_scales(sums[:, 2]), rate, t
         )
         phi = self._trust_ratios(norms, rate, t)
-        active = [index in set(with_gradient) for index in range(self._number)]
         theta, further = self._fused_descend(theta, u, phi, moved, rate, t)
         moved = {**moved, **further}
         if len(with_gradient) < self._number:
             # A variable without a gradient is left alone, and so is its state.
+            active = [index in with_gradient for index in range(self._number)]
             active = self._by_block(tf.constant(active))
             moved = {name: tf.where(active, s, slots[name]) for name, s in moved.items()}
         for name, value in moved.items():

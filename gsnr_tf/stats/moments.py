@@ -47,7 +47,8 @@ class Moments(NamedTuple):
         Summed over groups of samples, with c the mean of them all, this is the
         spread of them all (Chan, Golub and LeVeque 1983).
         """
-        return self.spread + self.weight * tf.square(self.mean - mean)
+        about = self.weight * tf.square(self.mean - mean)
+        return about if self.spread is None else self.spread + about
 
 
 def pooled(groups, equal_weight=None):
@@ -69,6 +70,4 @@ def pooled(groups, equal_weight=None):
         groups = [group._replace(weight=equal_weight) for group in groups]
         total = len(groups) * equal_weight
         mean = tf.add_n([group.mean for group in groups]) / len(groups)
-    about = [group.weight * tf.square(group.mean - mean) for group in groups]
-    spreads = [group.spread for group in groups if group.spread is not None]
-    return mean, tf.add_n(about + spreads) / total
+    return mean, tf.add_n([group.spread_about(mean) for group in groups]) / total

@@ -197,3 +197,18 @@ def test_examples_pass_through(row):
         optimizer.apply_gradients([(16.0 * gradient, scaled)], examples=count)
         plain.apply_gradients([(gradient, alone)], examples=count)
     assert_same(values([scaled]), values([alone]))
+
+
+@every
+def test_state_of_another_kind_is_skipped_with_a_warning(row):
+    """As in Keras: a checkpoint from before float16 was switched on, say."""
+    weight = keras.Variable([1.0, 2.0])
+    optimizer = keras.optimizers.LossScaleOptimizer(row.make(gradient_accumulation_steps=8))
+    optimizer.build([weight])
+    store = {}
+    optimizer.inner_optimizer.save_own_variables(store)
+    before = [v.numpy() for v in optimizer.variables]
+    with pytest.warns(UserWarning, match="Skipping variable loading"):
+        optimizer.load_own_variables(store)
+    for variable, value in zip(optimizer.variables, before):
+        np.testing.assert_array_equal(variable.numpy(), value)
