@@ -1,14 +1,13 @@
 """Runs with known truth: gradients are drawn, and recorded as a training would."""
 
+import math
+
 import numpy as np
-import tensorflow as tf
 
 from gsnr_tf.monitor.measures import Measures
 from gsnr_tf.monitor.run import write_info
 from gsnr_tf.monitor.sinks import Sinks
-from gsnr_tf.sharding.layout import BLOCK, FlatLayout
-from gsnr_tf.sharding.watch import Watch, summary_of
-from gsnr_tf.stats import gsnr, multiplier
+from gsnr_tf.stats import summary
 
 BOUNDS = (0.1, 1.0)
 
@@ -23,37 +22,43 @@ class Drawn:
     """
 
     def __init__(self, shapes, samples, batch, seed=0):
-        self.paths, self.batch, self.samples = list(shapes), batch, samples
+        self.paths, self.shapes = list(shapes), list(shapes.values())
+        self.samples, self.batch = samples, batch
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        self._owner = np.repeat(np.arange(len(self.sizes)), self.sizes)
         self._rng = np.random.default_rng(seed)
-        variables = [tf.zeros(shape) for shape in shapes.values()]
-        self.shapes = list(shapes.values())
-        self._layout = FlatLayout(variables)
-        self._watch = Watch(self._layout, len(variables), BOUNDS)
-        size = self._layout.size
         # Some elements have much signal and some have none.
-        self._signal = self._rng.lognormal(0, 1.0, size)
-        self._used = self._layout.pack([tf.ones(s) for s in self.shapes]).numpy()
-        self._signal *= self._used / np.linalg.norm(self._signal * self._used)
+        signal = self._rng.lognormal(0, 1.0, len(self._owner))
+        self._signal = signal / np.linalg.norm(signal)
 
     def summary(self, noise_scale):
         """One update: |G|² = 1 and tr(Σ) = `noise_scale`."""
-        noise = np.sqrt(noise_scale * self._used / self._used.sum())
-        spread = noise / np.sqrt(self.batch / self.samples)
-        shape = (self.samples, len(self._signal))
-        drawn = self._rng.standard_normal(shape, "float32")
-        parts = (self._signal + spread * drawn).astype("float32")
+        number = len(self._signal)
+        spread = math.sqrt(noise_scale / number / (self.batch / self.samples))
+        drawn = self._rng.standard_normal((self.samples, number), "float32")
+        parts = self._signal + spread * drawn
         mean, variance = parts.mean(0), parts.var(0)
-        rs = gsnr(tf.constant(mean), tf.constant(variance), self.samples)
-        ms = [
-            multiplier(m, v, self.samples, *BOUNDS)
-            for m, v in zip(self._layout.unpack(mean), self._layout.unpack(variance))
-        ]
-        blocks = [
-            tf.reshape(t, [-1, BLOCK])
-            for t in (mean, variance, rs, self._layout.pack(ms), self._used, self._used)
-        ]
-        sums = self._watch.sums(*blocks).numpy()
-        return summary_of(sums, np.ones(len(self.paths)))
+        r = mean**2 / variance
+        m = np.clip(r / (self._sums(r) / self.sizes)[self._owner], *BOUNDS)
+        ones = np.ones(number)
+        terms = [ones, r, ones, mean**2, variance, m, m <= BOUNDS[0], m >= BOUNDS[1]]
+        fields = [self._sums(term) for term in [*terms, ones, ones]]
+        r_bins = np.searchsorted(summary.R_EDGES, r, side="right")
+        edges = summary.multiplier_edges(*BOUNDS)
+        m_bins = np.clip(np.searchsorted(edges, m, side="right") - 1, 0, len(edges) - 2)
+        return summary.Summary(
+            np.stack([*fields, np.ones(len(self.sizes))], axis=1),
+            self._counts(r_bins, summary.R_BINS),
+            self._counts(m_bins, summary.MULTIPLIER_BINS),
+        )
+
+    def _sums(self, values):
+        return np.bincount(self._owner, weights=values)
+
+    def _counts(self, bins, number):
+        places = self._owner * number + bins
+        counts = np.bincount(places, minlength=len(self.sizes) * number)
+        return counts.reshape(-1, number)
 
 
 def record(folder, drawn, noise_scales, every=10, step_seconds=(0.08, 0.02, 0.01), **more):
@@ -79,8 +84,7 @@ def record(folder, drawn, noise_scales, every=10, step_seconds=(0.08, 0.02, 0.01
             "versions": {"gsnr_tf": "0"},
         },
     )
-    sizes = [int(np.prod(shape)) for shape in drawn.shapes]
-    measures = Measures(drawn.paths, sizes, *BOUNDS)
+    measures = Measures(drawn.paths, drawn.sizes, *BOUNDS)
     sinks = Sinks(folder)
     loss = more.get("loss", lambda progress: 2 - progress)
     for index, scale in enumerate(noise_scales):

@@ -107,7 +107,7 @@ def test_too_few_records_are_refused(tmp_path):
 def test_noise_that_hides_the_gradient_is_refused_until_there_is_enough(tmp_path):
     records, rounds = 26, 0
     while True:
-        run = run_of(tmp_path / str(records), np.full(records, 20_000.0), batch=512)
+        run = run_of(tmp_path / str(records), np.full(records, 60_000.0), batch=512)
         try:
             critical = advise(run).critical
             break
@@ -117,7 +117,7 @@ def test_noise_that_hides_the_gradient_is_refused_until_there_is_enough(tmp_path
             records += more
             rounds += 1
     assert 1 <= rounds <= 3
-    assert critical.low <= 20_000 <= critical.high <= 4 * critical.low
+    assert critical.low <= 60_000 <= critical.high <= 4 * critical.low
 
 
 def test_sentences_state_batch_and_its_doubling(steady):
