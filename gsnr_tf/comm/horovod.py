@@ -6,6 +6,7 @@ import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
 from gsnr_tf.comm.base import Communicator, native
+from gsnr_tf.comm.peers import Peers
 
 # A rank that waits for another longer than this is told so, then stopped, unless
 # the user chose otherwise: a job that hangs costs more than a job that fails.
@@ -83,17 +84,31 @@ class HorovodCommunicator(Communicator):
         bounds = self.bounds(rows)
         return bounds[self._hvd.rank()], bounds[self._hvd.rank() + 1]
 
-    def to_owners(self, tensor, name):
-        """Sends the rows of `[n, ...]` to their owners; returns `[workers, own, ...]`."""
-        bounds = self.bounds(tensor.shape[0])
+    def to_owners(self, vector, bounds, name):
+        """Sends `[n]` in parts to their owners.
+
+        Args:
+            vector: Tensor of this rank.
+            bounds: Where the part of each rank begins, and, last, n.
+            name: As for `all_reduce`.
+
+        Returns:
+            `[workers, own]`: what each rank had for this one.
+        """
         splits = [stop - start for start, stop in zip(bounds, bounds[1:])]
-        received, _ = self._hvd.alltoall(tensor, splits=splits, name=name)
-        first, last = self.own_rows(tensor.shape[0])
-        return tf.reshape(received, [self.workers, last - first, *tensor.shape[1:]])
+        wire = _on_the_wire(vector)
+        received, _ = self._hvd.alltoall(wire, splits=splits, name=name)
+        received = tf.bitcast(received, vector.dtype)
+        return tf.reshape(received, [self.workers, splits[self._hvd.rank()]])
 
     def from_owners(self, part, name):
         """Joins the parts `[own, ...]` of all ranks, in their order."""
-        return self._hvd.allgather(part, name=name)
+        joined = self._hvd.allgather(_on_the_wire(part), name=name)
+        return tf.bitcast(joined, part.dtype)
+
+    def peers(self, share):
+        """See `Peers`. All ranks must call it at one point."""
+        return Peers(self.gather, share)
 
     def gather(self, value):
         return self._hvd.allgather_object(value, name="gsnr.gather")
@@ -122,3 +137,8 @@ class HorovodCommunicator(Communicator):
                 tf.cast(value, wire), root, name=f"gsnr.broadcast.{index}"
             )
             variable.assign(tf.cast(sent, value.dtype))
+
+
+def _on_the_wire(tensor):
+    """Horovod does not know bfloat16, but where it only moves bits it need not."""
+    return tf.bitcast(tensor, tf.uint16) if tensor.dtype == tf.bfloat16 else tensor

@@ -27,7 +27,7 @@ class Whole:
         }
 
     def reduce(self, moments, equal_weight):
-        """Whether the mean of all samples is finite; their mean and variance."""
+        """Whether the mean of all samples is finite; mean and variance of each bucket."""
         return self._optimizer.reduce_whole(moments, equal_weight)
 
     def update(self, with_gradient, reduced, rate, t):
@@ -43,7 +43,11 @@ class Whole:
         return totals
 
     def _weigh(self, mean, variance):
-        """Clipped gradient and multiplier of each variable, and the totals."""
+        """Clipped gradient and multiplier of each variable, and the totals.
+
+        Args:
+            mean, variance: Lists of vectors, one for each bucket.
+        """
         optimizer = self._optimizer
         weigh = functools.partial(
             multiplier,
@@ -53,9 +57,10 @@ class Whole:
         )
         means, variances = self._layout.unpack(mean), self._layout.unpack(variance)
         multipliers = [weigh(m, v) for m, v in zip(means, variances)]
-        signal = tf.reduce_sum(tf.square(mean))
+        signal = tf.add_n([tf.reduce_sum(tf.square(bucket)) for bucket in mean])
+        noise = tf.add_n([tf.reduce_sum(bucket) for bucket in variance])
         gradients = optimizer._clip_gradients(means)
-        return gradients, multipliers, signal, tf.reduce_sum(variance)
+        return gradients, multipliers, signal, noise
 
     def _apply_rule(self, index, rate, t, variable, gradient, r):
         optimizer = self._optimizer
@@ -71,12 +76,16 @@ class Whole:
         for name, value in {**slots, **further}.items():
             self.slots[name][index].assign(value)
 
+    def end_update(self):
+        """Nothing to note: every worker has all state."""
+
     def report(self):
         """See `GSNROptimizer.sharding_report`."""
         number = self._layout.size
         item = self._layout.dtype.size
         return (
-            f"{self._comm.workers} worker(s), each with all {number:,} elements and "
+            f"{self._comm.workers} worker(s), k={self._optimizer.samples} samples an "
+            f"update; each has all {number:,} elements and "
             f"{len(self.slots) * number * item:,} bytes of state; reduces "
             f"{2 * number * item:,} bytes an update"
         )
