@@ -41,7 +41,7 @@ class Drawn:
         r = mean**2 / variance
         m = np.clip(r / (self._sums(r) / self.sizes)[self._owner], *BOUNDS)
         ones = np.ones(number)
-        terms = [ones, r, ones, mean**2, variance, m, m <= BOUNDS[0], m >= BOUNDS[1]]
+        terms = [r, ones, mean**2, variance, ones, m, m <= BOUNDS[0], m >= BOUNDS[1]]
         fields = [self._sums(term) for term in [*terms, ones, ones]]
         r_bins = np.searchsorted(summary.R_EDGES, r, side="right")
         edges = summary.multiplier_edges(*BOUNDS)

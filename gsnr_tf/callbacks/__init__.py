@@ -5,10 +5,12 @@ They bear the names of Horovod's own, which fail under Keras 3.
 
 from gsnr_tf.callbacks.broadcast import BroadcastGlobalVariablesCallback
 from gsnr_tf.callbacks.metrics import MetricAverageCallback
+from gsnr_tf.callbacks.monitor import GSNRMonitor
 from gsnr_tf.callbacks.warmup import LearningRateWarmupCallback
 
 __all__ = [
     "BroadcastGlobalVariablesCallback",
+    "GSNRMonitor",
     "LearningRateWarmupCallback",
     "MetricAverageCallback",
 ]

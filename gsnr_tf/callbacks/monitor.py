@@ -219,7 +219,9 @@ class GSNRMonitor(keras.callbacks.Callback):
                 ],
                 "workers": optimizer.workers,
                 "every": self.every,
-                "started": datetime.datetime.now().astimezone().isoformat("T", "seconds"),
+                "started": datetime.datetime.now()
+                .astimezone()
+                .isoformat("T", "seconds"),
                 "versions": {
                     "gsnr_tf": gsnr_tf.__version__,
                     "keras": keras.__version__,

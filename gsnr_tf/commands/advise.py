@@ -12,7 +12,9 @@ HELP = "batch, workers and learning rate for the next run"
 
 
 def add_arguments(parser):
-    parser.add_argument("folder", metavar="RUN_DIR", help="the log_dir of a GSNRMonitor")
+    parser.add_argument(
+        "folder", metavar="RUN_DIR", help="the log_dir of a GSNRMonitor"
+    )
     parser.add_argument(
         "--cost",
         type=float,
@@ -67,15 +69,35 @@ def _rows(advice):
         values = (f"{getattr(layout, name):,}" for layout in (now, best))
         yield name, *values, f"{ends(name, '{:,}')}: {why}"
     rate = advice.learning_rate
-    yield "learning rate", f"{rate:.3g}", f"{rate * advice.rate_factor:.3g}", advice.rate_rule
-    yield "updates", "1", f"{best.steps:.2f}", f"{ends('steps', '{:.2f}')}: to the same loss"
+    yield (
+        "learning rate",
+        f"{rate:.3g}",
+        f"{rate * advice.rate_factor:.3g}",
+        advice.rate_rule,
+    )
+    yield (
+        "updates",
+        "1",
+        f"{best.steps:.2f}",
+        f"{ends('steps', '{:.2f}')}: to the same loss",
+    )
     examples = f"{ends('examples', '{:.2f}')}: to the same loss"
     yield "examples", "1", f"{best.examples:.2f}", examples
     if best.seconds is not None:
         backward, communication, update = (f"{1e3 * s:.3g}" for s in advice.times)
         why = f"{backward} ms a micro-batch, {communication} communication, {update} update"
-        yield "seconds", "1", f"{best.seconds:.2f}", f"{ends('seconds', '{:.2f}')}: {why}"
-        yield "cost", "1", f"{best.cost:.2f}", f"{ends('cost', '{:.2f}')}: worker-seconds"
+        yield (
+            "seconds",
+            "1",
+            f"{best.seconds:.2f}",
+            f"{ends('seconds', '{:.2f}')}: {why}",
+        )
+        yield (
+            "cost",
+            "1",
+            f"{best.cost:.2f}",
+            f"{ends('cost', '{:.2f}')}: worker-seconds",
+        )
 
 
 def _others(advice):

@@ -30,6 +30,18 @@ def add_arguments(parser):
     step.add_argument("--rule", choices=["lamb", "adam", "momentum"], default="lamb")
     step.add_argument("--rounds", type=int, default=15, help="turns of each contender")
     step.set_defaults(measure=_step)
+    monitor = benchmarks.add_parser(
+        "monitor",
+        help="a train step with GSNRMonitor and without it",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    monitor.add_argument("--np", type=int, nargs="+", default=[2], help="numbers of ranks")
+    monitor.add_argument("--sharding", choices=["none", "slices"], default="slices")
+    monitor.add_argument("--layers", type=int, default=8, help="of 512 x 512 parameters")
+    monitor.add_argument("--batch", type=int, default=256, help="examples of a rank")
+    monitor.add_argument("--every", type=int, default=10, help="updates a record")
+    monitor.add_argument("--turns", type=int, default=20, help="turns of each")
+    monitor.set_defaults(measure=_monitor)
 
 
 def _step(args):
@@ -44,6 +56,16 @@ def _step(args):
                 f"--rounds={args.rounds}",
             ],
         )
+        if code:
+            return code
+    return 0
+
+
+def _monitor(args):
+    names = ("sharding", "layers", "batch", "every", "turns")
+    options = [f"--{name}={getattr(args, name)}" for name in names]
+    for ranks in args.np:
+        code = launch.on_ranks(ranks, "gsnr_tf.benchmarks.monitor", options)
         if code:
             return code
     return 0

@@ -145,7 +145,8 @@ def _too_wide(critical, noise, every):
     # The critical batch goes as 1/signal: 1.6/0.4 is the factor of 4 that is allowed.
     # The width falls as 1/√n.
     needed = noise.records * (1.64 * spread / centre / 0.6) ** 2
-    more = max(math.ceil(needed) - noise.records, 8)
+    # Where even the order is unknown, less than as much again will hardly show it.
+    more = max(math.ceil(needed) - noise.records, 8 if known else noise.records)
     return (
         f"The critical batch {between} (90 %, from {noise.records} records): too wide "
         f"to tell a batch from its double. {'About' if known else 'At least'} {more:,} "

@@ -14,8 +14,14 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentForm
 from gsnr_tf.monitor import layers
 from gsnr_tf.monitor.estimate import noise_of
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
-_WIDTH = 11.5  # inches, of a page of 1280 pixels
+BLUE, ORANGE, GREEN, PURPLE, GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#555555",
+)
+_WIDTH = 10.0  # inches, of a page of 1280 pixels
 _MOST_ROWS = 60
 _MOST_COLUMNS = 150
 _STYLE = {
@@ -141,10 +147,15 @@ def noise(run):
     critical = found.critical_batch()
     if np.isfinite(critical.value):
         axis.axhline(
-            critical.value, color=GREEN, linestyle="--", label="critical batch of the run"
+            critical.value,
+            color=GREEN,
+            linestyle="--",
+            label="critical batch of the run",
         )
     examples, batch = run.series("batch/examples")
-    axis.step(examples, batch, where="post", color=ORANGE, linewidth=2, label="batch in use")
+    axis.step(
+        examples, batch, where="post", color=ORANGE, linewidth=2, label="batch in use"
+    )
     axis.set_yscale("log")
     _of_examples(axis, ylabel="Examples in an update")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -166,14 +177,22 @@ def gsnr_by_layer(run):
     examples, ratio = run.of_variables("ratio")
     _, norm = run.of_variables("gradient")
     signal = np.nan_to_num(norm**2)
-    spread = np.where(np.isfinite(ratio) & (ratio > 0), signal / np.where(ratio > 0, ratio, 1), 0)
+    spread = np.where(
+        np.isfinite(ratio) & (ratio > 0), signal / np.where(ratio > 0, ratio, 1), 0
+    )
     groups = layers.group(run.paths, _MOST_ROWS)
     signal, spread = (
-        np.stack([_pooled(m, _MOST_COLUMNS)[:, members].sum(1) for _, members in groups])
+        np.stack(
+            [_pooled(m, _MOST_COLUMNS)[:, members].sum(1) for _, members in groups]
+        )
         for m in (signal, spread)
     )
     rows = np.where(spread > 0, signal / np.where(spread > 0, spread, 1), np.nan)
-    return [label for label, _ in groups], _pooled(examples[:, None], _MOST_COLUMNS)[:, 0], rows
+    return (
+        [label for label, _ in groups],
+        _pooled(examples[:, None], _MOST_COLUMNS)[:, 0],
+        rows,
+    )
 
 
 def heat_map(run):
@@ -185,7 +204,9 @@ def heat_map(run):
     colours = np.log10(np.where(rows > 0, rows, np.nan))
     step = (examples[-1] - examples[0]) / max(len(examples) - 1, 1) or 1
     extent = (examples[0] - step / 2, examples[-1] + step / 2, len(labels) - 0.5, -0.5)
-    low, high = np.nanpercentile(colours, [1, 99]) if np.isfinite(colours).any() else (0, 1)
+    low, high = (
+        np.nanpercentile(colours, [1, 99]) if np.isfinite(colours).any() else (0, 1)
+    )
     image = axis.imshow(
         colours, aspect="auto", cmap="cividis", extent=extent, interpolation="nearest",
         vmin=low, vmax=max(high, low + 1e-3),
@@ -222,7 +243,9 @@ def multipliers(run):
     for index, colour, line in styles:
         share = counts[index] / max(counts[index].sum(), 1)
         label = f"after {EngFormatter(sep='')(times_[index])} examples"
-        sizes.stairs(share, edges, color=colour, linestyle=line, linewidth=1.8, label=label)
+        sizes.stairs(
+            share, edges, color=colour, linestyle=line, linewidth=1.8, label=label
+        )
     sizes.set_xscale("log")
     sizes.xaxis.set_minor_locator(NullLocator())
     sizes.set_xticks([edges[0], np.sqrt(edges[0] * edges[-1]), edges[-1]])

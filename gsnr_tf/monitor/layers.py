@@ -32,7 +32,10 @@ def group(paths, most):
         groups = []
     if not groups or len(groups) > most:
         size = -(-len(paths) // most)
-        chunks = [list(range(i, min(i + size, len(paths)))) for i in range(0, len(paths), size)]
+        chunks = [
+            list(range(i, min(i + size, len(paths))))
+            for i in range(0, len(paths), size)
+        ]
         groups = [(f"{paths[c[0]]} … {paths[c[-1]]}", c) for c in chunks]
     return [
         (label if len(members) == 1 else f"{label} ({len(members)})", members)
@@ -46,4 +49,4 @@ def short(label, most):
     if len(label) <= most:
         return label
     head = (most - 1) // 2
-    return f"{label[:head]}…{label[len(label) - (most - 1 - head):]}"
+    return f"{label[:head]}…{label[len(label) - (most - 1 - head) :]}"

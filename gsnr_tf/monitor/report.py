@@ -40,7 +40,7 @@ table { border-collapse: collapse; font-size: .82rem; width: 100%; }
 th, td { text-align: right; padding: .12rem .5rem; border-bottom: 1px solid #ddd;
   font-variant-numeric: tabular-nums; }
 th { vertical-align: bottom; background: white; position: sticky; top: 0; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; width: 36%; }
 footer { margin-top: 2rem; color: #555; font-size: .85rem; }
 @media print {
   @page { size: A4; margin: 14mm; }
@@ -79,7 +79,8 @@ def page(run):
     escape = html.escape
     title = f"{run.info['optimizer']} on {run.info['model']}"
     facts = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _facts(run)
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
+        for name, value in _facts(run)
     )
     says = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(run))
     drawn = "".join(
@@ -109,9 +110,12 @@ def _facts(run):
     }
     if all(value is not None for value in last.values()):
         batch, samples, accumulation = last.values()
-        yield "Batch", (
-            f"{batch:,.0f} examples = {info['workers']} worker(s) × {accumulation:.0f} "
-            f"micro-batch(es) of {batch / info['workers'] / accumulation:,.0f}"
+        yield (
+            "Batch",
+            (
+                f"{batch:,.0f} examples = {info['workers']} worker(s) × {accumulation:.0f} "
+                f"micro-batch(es) of {batch / info['workers'] / accumulation:,.0f}"
+            ),
         )
         yield "Samples (k)", f"{samples:.0f} an update"
     examples, updates = run.series("progress/updates")
@@ -123,7 +127,9 @@ def _facts(run):
         yield "Learning rate", f"{rate:.4g} at the end"
     shown = ("gamma", "ceiling", "second_moment", "weight_decay", "sharding", "clipnorm",
              "global_clipnorm", "clipvalue", "use_ema")  # fmt: skip
-    given = [f"{n}={arguments[n]}" for n in shown if arguments.get(n) not in (None, False)]
+    given = [
+        f"{n}={arguments[n]}" for n in shown if arguments.get(n) not in (None, False)
+    ]
     yield "Arguments", ", ".join(given)
     yield "Started", info["started"].replace("T", " ")
     yield "Versions", ", ".join(f"{n} {v}" for n, v in info["versions"].items())
@@ -135,7 +141,9 @@ def _svg(figure, name):
     # Without a date, the same run makes the same file.
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    text = re.sub(
+        r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S
+    )
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)
 
 

@@ -15,6 +15,7 @@ from gsnr_tf.optimizers.exclusions import (
     selected,
 )
 from gsnr_tf.sharding import BUCKET_BYTES, Slices, Whole
+from gsnr_tf.sharding.watch import Watch
 
 # Below this many samples the mean of r has no finite expectation to speak of.
 _SOUND_SAMPLES = 8
@@ -79,6 +80,7 @@ class GSNROptimizer(DistributedStep):
     """
 
     slots = ()
+    _watch_every = None
     # Whether vectors and scalars (biases, norms) are left undecayed by default.
     exclude_vectors = False
     _needs_variance = True
@@ -147,6 +149,8 @@ class GSNROptimizer(DistributedStep):
         kind = Slices if self._shares_slices() else Whole
         self._parts = kind(self, self._comm, self._layout)
         self._slots = self._parts.slots
+        if self._watch_every:
+            self.watch(self._watch_every)
         self._signal, self._noise = [
             self.add_variable((), aggregation="only_first_replica", name=name)
             for name in ("gradient_sq_norm", "gradient_variance")
@@ -267,6 +271,44 @@ class GSNROptimizer(DistributedStep):
         return tf.math.divide_no_nan(
             tf.convert_to_tensor(self._signal), tf.convert_to_tensor(self._noise)
         )
+
+    @property
+    def workers(self):
+        """Int, how many workers bring gradients; of a built optimizer."""
+        return self._comm.workers
+
+    @property
+    def accumulation_steps(self):
+        """Int, micro-batches of each worker in an update."""
+        return self.gradient_accumulation_steps or 1
+
+    def watch(self, every):
+        """Records every so many updates what `watched` returns.
+
+        Adds operations to train steps that are traced from now on; they change no
+        weight. All workers must watch alike.
+
+        Args:
+            every: Int, at least 1.
+        """
+        if every < 1:
+            raise ValueError(f"every must be at least 1. Received: every={every}")
+        self._watch_every = every
+        if self.built:
+            self._parts.watch = Watch(self, self._comm, self._layout, every)
+
+    def watched_update(self):
+        """Int, the number of the last update on record; 0 before the first."""
+        watch = self._parts.watch if self.built else None
+        return watch.update if watch else 0
+
+    def watched(self):
+        """The last record: `(update, stats.summary.Summary, times)`.
+
+        Times are three numbers in seconds since the epoch: when this worker's samples
+        were there, when those of all were reduced, and when the update was done.
+        """
+        return self._parts.watch.read()
 
     def sharding_report(self):
         """Who owns what, and what it costs: a string for people, one line a worker."""

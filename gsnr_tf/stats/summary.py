@@ -15,13 +15,14 @@ R_EDGES = np.logspace(-8, 4, 49)
 R_BINS = len(R_EDGES) + 1
 MULTIPLIER_BINS = 20
 
-# Sums over the elements of a variable, but for the last.
+# Sums over the elements of a variable, but for the last. An element is informative here
+# when ḡ is not 0: elsewhere no multiplier moves anything.
 FIELDS = (
-    "informative",  # elements whose samples say anything: mean or variance not 0
     "r",  # r, where it is finite
-    "finite",  # informative elements where r is finite
+    "finite",  # elements where r is finite and mean or variance not 0
     "mean_sq",  # ḡ²
     "variance",  # σ²
+    "informative",  # informative elements
     "multiplier",  # the multiplier, of informative elements
     "at_floor",  # informative elements whose multiplier is γ
     "at_ceiling",  # informative elements whose multiplier is the ceiling
@@ -49,18 +50,12 @@ class Summary(NamedTuple):
         return self.sums[:, FIELDS.index(name)]
 
 
-def informative(mean, variance):
-    """1 where the samples say anything, else 0."""
-    known = tf.logical_or(tf.not_equal(mean, 0), tf.not_equal(variance, 0))
-    return tf.cast(known, mean.dtype)
-
-
 def multiplier_terms(r, known, gamma, ceiling):
     """What is summed for "multiplier", "at_floor" and "at_ceiling".
 
     Args:
         r: Tensor, the multiplier.
-        known: Tensor of the same shape, what `informative` says.
+        known: Tensor of the same shape, 1 for informative elements, else 0.
         gamma, ceiling: Python floats, the bounds of the multiplier.
     """
     at_floor = known * tf.cast(r <= gamma, r.dtype)

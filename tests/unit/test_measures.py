@@ -7,7 +7,7 @@ import tensorflow as tf
 from gsnr_tf.monitor.keys import KEYS, OF_VARIABLES
 from gsnr_tf.monitor.measures import Measures, quantile
 from gsnr_tf.monitor.sinks import Histogram, PerVariable
-from gsnr_tf.stats import gsnr, multiplier, noise_scale, summary
+from gsnr_tf.stats import countable, gsnr, multiplier, noise_scale, summary
 
 SIZES = [300, 40, 7]
 GAMMA, CEILING = 0.1, 2.0
@@ -23,9 +23,8 @@ def update(rng, samples=8, noise=1.0):
         mean, variance = tf.constant(parts.mean(0)), tf.constant(parts.var(0))
         r = gsnr(mean, variance, samples)
         m = multiplier(mean, variance, samples, GAMMA, CEILING)
-        known = summary.informative(mean, variance)
-        finite = known * tf.cast(tf.math.is_finite(r), tf.float32)
-        terms = [known, tf.where(finite > 0, r, 0), finite, mean**2, variance]
+        known = tf.cast(mean != 0, tf.float32)
+        terms = [*countable(mean, variance, r), mean**2, variance, known]
         terms += [*summary.multiplier_terms(m, known, GAMMA, CEILING)]
         sums = [float(tf.reduce_sum(t)) for t in terms]
         rows.append([*sums, 4.0 * size, 9.0 * size, 1.0 + index])
