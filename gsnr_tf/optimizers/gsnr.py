@@ -167,13 +167,13 @@ class GSNROptimizer(DistributedStep):
         ]
 
     def check_workers(self):
-        """Counts the samples of an update, `samples`; raises where they are too few."""
+        """Decides what a sample is; raises where they are too few."""
         workers, steps = self._comm.workers, self.gradient_accumulation_steps or 1
         by_worker = self.sample == "worker" or (
             self.sample == "auto" and workers >= _SOUND_SAMPLES
         )
-        self._keeps_spread = steps > 1 and not by_worker
-        self.samples = workers * (1 if by_worker else steps)
+        self._by_worker = by_worker
+        self._keeps_spread = (steps > 1 or self._varies) and not by_worker
         received = f"{workers} worker(s) and gradient_accumulation_steps={steps}"
         if self.sample != "auto":
             received += f" with sample='{self.sample}'"
@@ -278,9 +278,9 @@ class GSNROptimizer(DistributedStep):
         return self._comm.workers
 
     @property
-    def accumulation_steps(self):
-        """Int, micro-batches of each worker in an update."""
-        return self.gradient_accumulation_steps or 1
+    def samples(self):
+        """Samples of an update, k: an int, or a tensor as `accumulation_steps`."""
+        return self._comm.workers * (1 if self._by_worker else self.accumulation_steps)
 
     def watch(self, every):
         """Records every so many updates what `watched` returns.

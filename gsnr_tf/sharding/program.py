@@ -49,13 +49,14 @@ class Program:
         """Flat vectors in the shape of the part."""
         return [tf.reshape(vector, self._part.shape) for vector in vectors]
 
-    def _statistics(self, means, spreads, weights, equal_weight):
+    def _statistics(self, means, spreads, weights, equal_weight, number):
         """Mean, r, and `[variables, 4]`: Σ r, how many count, Σ mean², Σ variance.
 
         Args:
             means: `[workers, elements]`, each worker's mean gradient.
             spreads: The same of Σ w(g − mean)² within each worker, or `None` for 0.
             weights: `[workers]`, or `None` where all are `equal_weight`.
+            number: How many samples there were.
         """
         part, workers = self._part, means.shape[0]
 
@@ -68,11 +69,11 @@ class Program:
         weights = [None] * workers if weights is None else tf.unstack(weights)
         groups = map(Moments, weights, samples(means), samples(spreads))
         mean, variance = pooled(list(groups), equal_weight)
-        return mean, *self._weigh(mean, variance)
+        return mean, *self._weigh(mean, variance, number)
 
-    def _weigh(self, mean, variance):
+    def _weigh(self, mean, variance, number):
         """r, and the sums of `statistics`."""
-        r = gsnr(mean, variance, self._optimizer.samples)
+        r = gsnr(mean, variance, number)
         finite, counted = countable(mean, variance, r)
         return r, self._part.sums(finite, counted, mean * mean, variance)
 

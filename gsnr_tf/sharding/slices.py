@@ -109,7 +109,7 @@ class Slices:
             weights = self._comm.from_owners(weight, f"{self._name}.weight")
             weights = tf.ensure_shape(weights, [self._comm.workers])
         found = [
-            one.statistics(bucket, weights, equal_weight)
+            one.statistics(bucket, weights, equal_weight, self._optimizer.samples)
             for one, bucket in zip(self._slices, moments)
         ]
         sums = self._shared([sums for _, _, sums in found], "sums")
@@ -160,7 +160,7 @@ class Slices:
         optimizer = self._optimizer
         lines = [
             f"{self._comm.workers} ranks, {len(self._slices)} buckets, "
-            f"k={optimizer.samples} samples an update"
+            f"k={int(optimizer.samples)} samples an update"
         ]
         for rank in range(self._comm.workers):
             own = sum(one.owned(rank) for one in self._slices)
@@ -198,7 +198,7 @@ class _Slice:
         others = len(self._bounds) - 2
         return (bucket.size - own) * item + others * own * bucket.weights_dtype.size
 
-    def statistics(self, moments, weights, equal_weight):
+    def statistics(self, moments, weights, equal_weight, number):
         """Sends the samples to their owners: mean, r and the sums of the own part."""
 
         means = self._send(tf.cast(moments.mean, self._wire_dtype), "mean")
@@ -206,7 +206,7 @@ class _Slice:
         if moments.spread is not None:
             # Squares of small gradients are too small for float16.
             spreads = self._send(moments.spread, "spread")
-        return self._program.statistics(means, spreads, weights, equal_weight)
+        return self._program.statistics(means, spreads, weights, equal_weight, number)
 
     def _send(self, vector, name):
         return self._comm.to_owners(vector, self._bounds, f"{self._name}.{name}")

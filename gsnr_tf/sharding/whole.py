@@ -76,7 +76,7 @@ class Whole:
     def _tables(self, rate, t, means, variances):
         """What there is to see of each bucket: see `Watch.record`."""
         weighed = [
-            program.weigh(*program.in_shape(mean, variance))
+            program.weigh(*program.in_shape(mean, variance), self._optimizer.samples)
             for program, mean, variance in zip(self._programs, means, variances)
         ]
         scales = clip_scales(self._optimizer, [sums[:, 2] for _, sums in weighed])
@@ -113,7 +113,7 @@ class Whole:
         number = self._layout.size
         item = self._layout.dtype.size
         return (
-            f"{self._comm.workers} worker(s), k={self._optimizer.samples} samples an "
+            f"{self._comm.workers} worker(s), k={int(self._optimizer.samples)} samples an "
             f"update; each has all {number:,} elements and "
             f"{len(self.slots) * number * item:,} bytes of state; reduces "
             f"{2 * number * item:,} bytes an update"
