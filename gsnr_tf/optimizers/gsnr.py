@@ -274,6 +274,17 @@ class GSNROptimizer(DistributedStep):
             raise ValueError("The optimizer is not built: build it, or train a step.")
         return self._parts.report()
 
+    def share_state(self, root=0):
+        """Gives all ranks the slots that rank `root` has loaded, if not all have.
+
+        All ranks must call it. Only with slices is there anything to do: what else
+        there is of state, `Communicator.broadcast` can share.
+
+        Raises:
+            ValueError: On all ranks; `root` has not loaded all of them either.
+        """
+        self._parts.share(root)
+
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         """Keras' way to exclude variables, besides those of the constructor's list.
 

@@ -79,6 +79,9 @@ class Whole:
     def end_update(self):
         """Nothing to note: every worker has all state."""
 
+    def share(self, root):
+        """Nothing to do: all state is in variables."""
+
     def report(self):
         """See `GSNROptimizer.sharding_report`."""
         number = self._layout.size
