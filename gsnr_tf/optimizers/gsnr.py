@@ -268,6 +268,11 @@ class GSNROptimizer(DistributedStep):
             tf.convert_to_tensor(self._signal), tf.convert_to_tensor(self._noise)
         )
 
+    @property
+    def state_bytes(self):
+        """Bytes of state that the rule keeps on this worker."""
+        return self._parts.state_bytes()
+
     def sharding_report(self):
         """Who owns what, and what it costs: a string for people, one line a worker."""
         if not self.built:

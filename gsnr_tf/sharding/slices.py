@@ -174,6 +174,11 @@ class Slices:
             scale = optimizer.global_clipnorm / tf.maximum(norm, optimizer.global_clipnorm)
         return [tf.fill(square.shape, scale) for square in squares]
 
+    def state_bytes(self):
+        """See `GSNROptimizer.state_bytes`."""
+        elements = sum(one.part.size for one in self._slices)
+        return len(self.slots) * elements * self._layout.dtype.size
+
     def report(self):
         """See `GSNROptimizer.sharding_report`."""
         optimizer = self._optimizer

@@ -82,13 +82,16 @@ class Whole:
     def share(self, root):
         """Nothing to do: all state is in variables."""
 
+    def state_bytes(self):
+        """See `GSNROptimizer.state_bytes`."""
+        return len(self.slots) * self._layout.size * self._layout.dtype.size
+
     def report(self):
         """See `GSNROptimizer.sharding_report`."""
         number = self._layout.size
-        item = self._layout.dtype.size
         return (
             f"{self._comm.workers} worker(s), k={self._optimizer.samples} samples an "
             f"update; each has all {number:,} elements and "
-            f"{len(self.slots) * number * item:,} bytes of state; reduces "
-            f"{2 * number * item:,} bytes an update"
+            f"{self.state_bytes():,} bytes of state; reduces "
+            f"{2 * number * self._layout.dtype.size:,} bytes an update"
         )
