@@ -151,7 +151,12 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
             self._comm.each(self._store, moments)
             return True
 
-        tf.cond(tf.equal((self._iterations + 1) % steps, 0), finish, wait)
+        # A dataset of unknown size ends inside a train step, which then has no data.
+        # What does not wait for the data would run there: the window would be counted
+        # up, or begin anew, with no gradient.
+        one = tf.ones([], self._iterations.dtype)
+        call = self._comm.agreed(self._comm.each(functools.partial(_after, one), sample))
+        tf.cond(tf.equal((self._iterations + call) % steps, 0), finish, wait)
 
     def _first_sample(self, sample, weight):
         weight = tf.ones([], sample.dtype) if weight is None else weight
@@ -255,6 +260,12 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         ):
             if average is not None:
                 self._comm.update(variable, functools.partial(follow, average))
+
+
+def _after(value, tensor):
+    """The value as a tensor that is there once `tensor` is."""
+    with tf.control_dependencies([tensor]):
+        return tf.identity(value)
 
 
 def _dense(gradient):
