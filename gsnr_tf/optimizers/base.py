@@ -63,6 +63,14 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
             self._window_moments = self._add_accumulators()
         self._comm.broadcast(self._trainable_variables)
 
+    def join(self):
+        """Goes on with the workers there are now, in a job where they come and go.
+
+        State stays, but for slices of it: these are dealt anew, and empty.
+        """
+        self._comm = comm.choose(self.communicator, self._distribution_strategy)
+        self.check_workers()
+
     def check_workers(self):
         """Raises where the rule cannot do with the workers there are."""
 

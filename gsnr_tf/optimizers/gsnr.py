@@ -137,6 +137,11 @@ class GSNROptimizer(DistributedStep):
             for name in ("gradient_sq_norm", "gradient_variance")
         ]
 
+    def join(self):
+        super().join()
+        self._parts = self._parts.joined_by(self._comm)
+        self._slots = self._parts.slots
+
     def choose_variables(self, variables):
         """Finds out, by their paths, what applies to which variable."""
         self._decays = [

@@ -57,6 +57,10 @@ class Slices:
         self._fused_direction = fused(self._direction)
         self._fused_descend = fused(self._descend)
 
+    def joined_by(self, communicator):
+        """The same for other workers, with empty slices."""
+        return Slices(self._optimizer, communicator, self._layout)
+
     def _per_variable(self, *elements):
         """Sums `[variables, len(elements)]` of tensors `[blocks, BLOCK]`."""
         # XLA adds up the numbers of a row one by one; a product with ones is fast.

@@ -62,6 +62,10 @@ class SlotView(tf.__internal__.tracking.Trackable):
     def shape(self):
         return self._state._layout.shape(self._index)
 
+    @property
+    def dtype(self):
+        return self._state._layout.dtype
+
     def numpy(self):
         return self._state.read(self._index).numpy()
 

@@ -26,6 +26,11 @@ class Whole:
             for slot in optimizer.slots
         }
 
+    def joined_by(self, communicator):
+        """The same for other workers, with the same state."""
+        self._comm = communicator
+        return self
+
     def reduce(self, moments, equal_weight):
         """Whether the mean of all samples is finite; their mean and variance."""
         return self._optimizer.reduce_whole(moments, equal_weight)
