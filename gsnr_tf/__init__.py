@@ -20,16 +20,18 @@ from gsnr_tf.optimizers import (
     GSNRLamb,
     GSNRLars,
 )
-from gsnr_tf.resilience import LossScaleOptimizer
+from gsnr_tf.resilience import ElasticState, LossScaleOptimizer, elastic_run
 
 __all__ = [
     "DistributedOptimizer",
+    "ElasticState",
     "GSNRAdam",
     "GSNRLamb",
     "GSNRLars",
     "GSNRSGD",
     "LossScaleOptimizer",
     "callbacks",
+    "elastic_run",
     "rank",
     "shard",
     "size",
