@@ -101,12 +101,30 @@ def check(hosts, paths=(), port=None, identity=None):
         lines = [f"  {host}: {why}" for host, why in silent.items()]
         raise CannotStart("\n".join(["These hosts cannot be reached:", *lines]))
     problems = [f"  {host}: {p}" for host, r in reports.items() for p in lacking(r)]
+    if len(hosts) > 1:
+        problems += [f"  {h}: {p}" for h, r in reports.items() for p in _unnamed(h, r)]
     versions = {host: report["versions"] for host, report in reports.items()}
     if len({tuple(v.values()) for v in versions.values()}) > 1:
         problems = ["  They must have the same versions:", "", table(versions), *problems]
     if problems:
         raise CannotStart("\n".join(["These hosts cannot train:", *problems]))
     return reports
+
+
+def _unnamed(host, report):
+    """What keeps others from finding a host.
+
+    Whatever interface it was told, Horovod connects the ranks of a process set by the
+    address of each host's own name, and Debian's installer writes that down as
+    127.0.1.1.
+    """
+    address = report["address"]
+    if address is None or address.startswith("127."):
+        yield (
+            f"its own name, {report['name']}, stands for {address or 'no address'} there, "
+            "which Horovod would tell to the other hosts; write its true address beside "
+            "the name in /etc/hosts"
+        )
 
 
 def lacking(report):

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import socket
 import sys
 import zlib
 
@@ -68,6 +69,14 @@ def horovod_built_for():
         return json.load(metadata).get("tensorflow")
 
 
+def own_address():
+    """The address that this host's own name stands for here, or `None`."""
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return None
+
+
 def report(paths=()):
     """All of it.
 
@@ -85,6 +94,8 @@ def report(paths=()):
             "gsnr_tf": own_version(),
         },
         "horovod_built_for": horovod_built_for(),
+        "name": socket.gethostname(),
+        "address": own_address(),
         "missing": [path for path in paths if not os.path.exists(path)],
     }
 
