@@ -147,14 +147,15 @@ class ElasticState:
         self._saved = (self.epoch, self.batch), values
 
     def restore(self):
-        """Returns to where the last commit was; slices follow in `sync`."""
+        """Returns to the position of the last commit; `sync` restores all else."""
         if self._saved:
             (self.epoch, self.batch), _ = self._saved
 
     def sync(self):
         """Gives all ranks the committed state of the first, after the ranks changed.
 
-        The first is one of those that were there before, if any was.
+        The first is one of those that were there before, if any was. Where nothing has
+        been committed yet, as at the start, the present state is.
         """
         # No collectives here: late ranks build, others do not.
         if self._optimizer.built:
@@ -163,7 +164,10 @@ class ElasticState:
         # Compiled for the ranks that there were.
         self.model.train_function = None
         if comm.size() == 1 and not elastic.launched():
-            self._save()
+            if self._saved:
+                self._take(*self._saved)
+            else:
+                self._save()
             return
         comm.horovod.set_together(True)
         with elastic.failures():
@@ -175,10 +179,11 @@ class ElasticState:
         if not known:
             # The start of the job: all ranks are here for the first time.
             self._save()
-        state = self._state()
-        values = self._saved[1] if self._saved else [_zeros(v) for v in state]
-        values = elastic.from_first(values)
-        for variable, value in zip(state, values):
+        values = self._saved[1] if self._saved else [_zeros(v) for v in self._state()]
+        self._take(position, elastic.from_first(values))
+
+    def _take(self, position, values):
+        for variable, value in zip(self._state(), values):
             variable.assign(value)
         self.epoch, self.batch = position
         self._saved = position, values
