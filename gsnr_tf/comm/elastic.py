@@ -56,7 +56,7 @@ def run(train, state):
 
 @contextlib.contextmanager
 def failures():
-    """Turns TensorFlow's errors of lost ranks into Horovod's, which makes it restart."""
+    """Turns TensorFlow's errors of lost ranks into Horovod's, at which it restarts."""
     from horovod.common.exceptions import HorovodInternalError
 
     try:
@@ -74,7 +74,9 @@ def from_first(values):
     for index, value in enumerate(values):
         # Horovod's bfloat16 does not run on CPUs.
         wire = "float32" if value.dtype.name == "bfloat16" else value.dtype
-        sent = hvd.broadcast(tf.constant(value.astype(wire)), 0, f"gsnr.elastic.{index}")
+        sent = hvd.broadcast(
+            tf.constant(value.astype(wire)), 0, f"gsnr.elastic.{index}"
+        )
         received.append(sent.numpy().astype(value.dtype))
     return received
 

@@ -21,7 +21,7 @@ _met = False
 
 
 def together():
-    """Whether collectives may be issued: always, but for elastic jobs between meetings."""
+    """Whether collectives may be issued: always, but in elastic jobs on the way."""
     return _met or os.environ.get("HOROVOD_ELASTIC") != "1"
 
 

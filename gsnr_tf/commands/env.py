@@ -1,4 +1,4 @@
-"""Prints what a bug report needs: versions, Horovod's build, devices, known problems."""
+"""Prints what a bug report needs: versions, Horovod, devices, known problems."""
 
 from gsnr_tf.launch import environment
 

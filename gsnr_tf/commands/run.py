@@ -19,21 +19,35 @@ HELP = "a script on several ranks, of one host or many"
 
 def add_arguments(parser):
     parser.add_argument(
-        "--np", type=int, metavar="N", help="number of ranks (all that the hosts have room for)"
+        "--np",
+        type=int,
+        metavar="N",
+        help="number of ranks (all that the hosts have room for)",
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--hosts", metavar="H1:4,H2:4", help="hosts, and room for how many ranks")
-    where.add_argument("--hostfile", metavar="FILE", help="lines such as `node1 slots=4`")
+    where.add_argument(
+        "--hosts", metavar="H1:4,H2:4", help="hosts, and room for how many ranks"
+    )
+    where.add_argument(
+        "--hostfile", metavar="FILE", help="lines such as `node1 slots=4`"
+    )
     where.add_argument(
         "--host-discovery-script",
         metavar="FILE",
         help="makes the job elastic: a program that prints the hosts there are now",
     )
     elastic = parser.add_argument_group("elastic jobs")
-    elastic.add_argument("--min-np", type=int, metavar="N", help="wait below this many ranks")
-    elastic.add_argument("--max-np", type=int, metavar="N", help="take no more ranks than this")
     elastic.add_argument(
-        "--slots-per-host", type=int, metavar="N", help="for hosts that come without a number"
+        "--min-np", type=int, metavar="N", help="wait below this many ranks"
+    )
+    elastic.add_argument(
+        "--max-np", type=int, metavar="N", help="take no more ranks than this"
+    )
+    elastic.add_argument(
+        "--slots-per-host",
+        type=int,
+        metavar="N",
+        help="for hosts that come without a number",
     )
     elastic.add_argument(
         "--reset-limit", type=int, metavar="N", help="give up after so many changes"
@@ -52,10 +66,15 @@ def add_arguments(parser):
         "--network-interface", metavar="NAME", help="such as eth0 (found by trying)"
     )
     parser.add_argument(
-        "--output-dir", metavar="DIR", help="save what each rank prints, in DIR/rank-0.log, ..."
+        "--output-dir",
+        metavar="DIR",
+        help="save what each rank prints, in DIR/rank-0.log, ...",
     )
     parser.add_argument(
-        "-m", dest="module", action="store_true", help="the script is a module, as in python -m"
+        "-m",
+        dest="module",
+        action="store_true",
+        help="the script is a module, as in python -m",
     )
     parser.add_argument("script", metavar="script.py ...", nargs=argparse.REMAINDER)
 

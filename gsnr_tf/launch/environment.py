@@ -1,4 +1,4 @@
-"""What this host has to train with, as a table for people, and what is wrong with it."""
+"""What this host has to train with, as a table for people, and what is wrong."""
 
 import importlib.metadata
 import os
@@ -95,7 +95,10 @@ def problems(facts):
         found.append(("Horovod is missing: several ranks cannot train.", _INSTALL))
     elif facts["horovod_built_for"] is None:
         found.append(
-            ("Horovod was built without TensorFlow operations.", f"{_INSTALL} --rebuild")
+            (
+                "Horovod was built without TensorFlow operations.",
+                f"{_INSTALL} --rebuild",
+            )
         )
     elif facts["horovod_built_for"] != versions["TensorFlow"]:
         what = f"Horovod was built for TensorFlow {facts['horovod_built_for']}."
@@ -124,7 +127,7 @@ def problems(facts):
             found.append(
                 (
                     "There are GPUs, and TensorFlow sees none.",
-                    "pip install 'tensorflow[and-cuda]', then look at its first messages",
+                    "pip install 'tensorflow[and-cuda]', and look at its messages",
                 )
             )
     if facts["visible_gpus"] and versions["Horovod"] and not facts["horovod_error"]:
@@ -145,7 +148,10 @@ def problems(facts):
         )
     if facts["ssh"] is None:
         found.append(
-            ("There is no ssh: jobs are confined to this host.", "Install openssh-client.")
+            (
+                "There is no ssh: jobs are confined to this host.",
+                "Install openssh-client.",
+            )
         )
     return found
 
@@ -153,23 +159,36 @@ def problems(facts):
 def sections(facts):
     """Pairs of a heading and a dict of names and values, all strings."""
     built_for = facts["horovod_built_for"]
-    yield "Versions", {name: value or "none" for name, value in facts["versions"].items()}
-    yield "Horovod", {
-        "TensorFlow operations": f"for {built_for}" if built_for else "none",
-        "built with": ", ".join(facts["horovod_built_with"]) or "nothing that can be used",
-    }
-    yield "Devices", {
-        "GPUs": ", ".join(facts["gpus"]) or "none",
-        "seen by TensorFlow": str(facts["visible_gpus"]),
-        "CPU cores": str(facts["cores"]),
-        "memory": f"{facts['memory'] / 2**30:.1f} GiB",
-    }
-    yield "Launcher", {
-        "Python": sys.executable,
-        "horovodrun": "beside it" if facts["horovodrun"] else "none",
-        "ssh": facts["ssh"] or "none",
-        "platform": platform.platform(),
-    }
+    yield (
+        "Versions",
+        {name: value or "none" for name, value in facts["versions"].items()},
+    )
+    yield (
+        "Horovod",
+        {
+            "TensorFlow operations": f"for {built_for}" if built_for else "none",
+            "built with": ", ".join(facts["horovod_built_with"])
+            or "nothing that can be used",
+        },
+    )
+    yield (
+        "Devices",
+        {
+            "GPUs": ", ".join(facts["gpus"]) or "none",
+            "seen by TensorFlow": str(facts["visible_gpus"]),
+            "CPU cores": str(facts["cores"]),
+            "memory": f"{facts['memory'] / 2**30:.1f} GiB",
+        },
+    )
+    yield (
+        "Launcher",
+        {
+            "Python": sys.executable,
+            "horovodrun": "beside it" if facts["horovodrun"] else "none",
+            "ssh": facts["ssh"] or "none",
+            "platform": platform.platform(),
+        },
+    )
     yield "Environment variables", facts["settings"] or {"of note": "none"}
 
 

@@ -26,10 +26,13 @@ def _entry(text, where, default=None):
     if not _NAME.fullmatch(name):
         raise CannotStart(f"{where} is no name of a host. Received: {name!r}")
     if rest:
-        found = re.fullmatch(r"(?:slots\s*=\s*)?(\S+)(?:\s+max[-_]slots\s*=\s*\d+)?", rest[0])
+        found = re.fullmatch(
+            r"(?:slots\s*=\s*)?(\S+)(?:\s+max[-_]slots\s*=\s*\d+)?", rest[0]
+        )
         if not found:
             raise CannotStart(
-                f"{where} must be like `{name} slots=4` or `{name}:4`. Received: {text!r}"
+                f"{where} must be like `{name} slots=4` or `{name}:4`. "
+                f"Received: {text!r}"
             )
         return name, _slots(found.group(1), where)
     if default is None:
@@ -68,7 +71,9 @@ def parse_file(path):
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise CannotStart(f"The host file {path} cannot be read: {error.strerror}.") from None
+        raise CannotStart(
+            f"The host file {path} cannot be read: {error.strerror}."
+        ) from None
     entries = []
     for number, line in enumerate(lines, start=1):
         line = line.partition("#")[0].strip()
@@ -99,13 +104,13 @@ def discover(script, default):
         )
     except OSError as error:
         raise CannotStart(
-            f"The discovery script {script} cannot be run: {error.strerror}. It must be "
-            "an executable file, with a first line such as #!/bin/sh."
+            f"The discovery script {script} cannot be run: {error.strerror}. It must "
+            "be an executable file, with a first line such as #!/bin/sh."
         ) from None
     except subprocess.TimeoutExpired:
         raise CannotStart(
-            f"The discovery script {script} did not end in {_DISCOVERY_SECONDS} seconds. "
-            "Horovod calls it every second."
+            f"The discovery script {script} did not end in {_DISCOVERY_SECONDS} "
+            "seconds. Horovod calls it every second."
         ) from None
     if ran.returncode:
         raise CannotStart(

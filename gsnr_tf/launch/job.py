@@ -70,7 +70,9 @@ class Job:
             room = sum(self.hosts.values())
             self.ranks = self.ranks or room
             if self.ranks > room:
-                raise CannotStart(f"{self.ranks} ranks do not fit: the hosts have room for {room}.")
+                raise CannotStart(
+                    f"{self.ranks} ranks do not fit: the hosts have room for {room}."
+                )
         script = Path(self.command[0])
         if self.command[0] != "-m" and not script.is_file():
             hint = ""
@@ -86,11 +88,13 @@ class Job:
             )
         self.ranks = self.ranks or self.min_ranks
         if self.ranks is None:
-            raise CannotStart("How many ranks shall an elastic job start with? Say --np 2.")
+            raise CannotStart(
+                "How many ranks shall an elastic job start with? Say --np 2."
+            )
         low, high = self.min_ranks or self.ranks, self.max_ranks or self.ranks
         if not low <= self.ranks <= high:
             raise CannotStart(
-                "An elastic job starts with a number of ranks from --min-np to --max-np. "
+                "An elastic job starts with a number from --min-np to --max-np. "
                 f"Received: --min-np {low} --np {self.ranks} --max-np {high}."
             )
 
@@ -127,7 +131,13 @@ class Job:
         }.items():
             if value is not None:
                 made += [option, str(value)]
-        return [*made, sys.executable, supervise.__file__, sys.executable, *self.command]
+        return [
+            *made,
+            sys.executable,
+            supervise.__file__,
+            sys.executable,
+            *self.command,
+        ]
 
     def run(self):
         """Runs the job to its end; returns 0, or what the failed rank returned.

@@ -18,9 +18,15 @@ _CHAINED = (
 _AFTERMATH = ("HorovodInternalError", "Horovod has been shut down", "Connection reset")
 _ENDED = (128 + 15, 128 + 9)
 # What TensorFlow tells about itself whatever its log level is.
-_NOISE = ("WARNING: All log messages before absl::InitializeLog() is called", "I0000 00:")
+_NOISE = (
+    "WARNING: All log messages before absl::InitializeLog() is called",
+    "I0000 00:",
+)
 # What horovodrun says of ranks that fail, which is said better at the end.
-_SAID_AT_THE_END = ("Terminating remaining workers after failure", "Exception in thread")
+_SAID_AT_THE_END = (
+    "Terminating remaining workers after failure",
+    "Exception in thread",
+)
 _KEPT = 400  # lines of each rank, to show when it fails
 _COLORS = ("cyan", "green", "yellow", "blue", "magenta", "bright_cyan", "bright_green")
 
@@ -109,7 +115,9 @@ class Output:
 
         def aftermath(rank, code):
             return code in _ENDED or any(
-                sign in line for line in list(self._last[rank])[-3:] for sign in _AFTERMATH
+                sign in line
+                for line in list(self._last[rank])[-3:]
+                for sign in _AFTERMATH
             )
 
         own = [failure for failure in self._exits if not aftermath(*failure)]
@@ -123,7 +131,9 @@ class Output:
         rank, code = failed
         saved = f" Its output: {self._file(rank).name}" if self._folder else ""
         lines = last_traceback(list(self._last[rank])) or list(self._last[rank])[-20:]
-        return "\n".join([f"Rank {rank} failed: {meaning(code)}.{saved}", *lines]) + "\n"
+        return (
+            "\n".join([f"Rank {rank} failed: {meaning(code)}.{saved}", *lines]) + "\n"
+        )
 
 
 def meaning(code):

@@ -79,7 +79,9 @@ def main(arguments):
         preexec_fn=_die_with_parent,
     )
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: threading.Thread(target=_end, args=[command]).start())
+        signal.signal(
+            number, lambda *_: threading.Thread(target=_end, args=[command]).start()
+        )
     threading.Thread(target=_end_when_unheard, args=[command], daemon=True).start()
     code = command.wait()
     # What the command has started and not ended itself.

@@ -1,4 +1,4 @@
-"""A rank for test_run.py that needs no TensorFlow: says who it is, does as it is told."""
+"""A rank for test_run.py without TensorFlow: says who it is, does as it is told."""
 
 import json
 import os

@@ -25,7 +25,15 @@ def train(folder, sharding, fewest):
     script.write_text(f"#!/bin/sh\ncat '{folder}/hosts'\n")
     script.chmod(0o755)
     options = f"--np 2 --min-np {fewest} --max-np 3 --network-interface lo".split()
-    job = ["run", *options, "--host-discovery-script", script, PROGRAM, folder, sharding]
+    job = [
+        "run",
+        *options,
+        "--host-discovery-script",
+        script,
+        PROGRAM,
+        folder,
+        sharding,
+    ]
     finished = run(python("-m", "gsnr_tf.cli", *job), SECONDS)
     assert finished.code == 0, finished.output
     logs = [path.read_text().splitlines() for path in sorted(folder.glob("log-*"))]
@@ -51,7 +59,9 @@ def adam_alone(folder, window):
 @pytest.mark.parametrize(
     ("sharding", "fewest", "sizes"), [("none", 1, [2, 1, 3]), ("slices", 2, [2, 3])]
 )
-def test_training_survives_a_death_and_takes_in_a_host(tmp_path, sharding, fewest, sizes):
+def test_training_survives_a_death_and_takes_in_a_host(
+    tmp_path, sharding, fewest, sizes
+):
     logs = train(tmp_path, sharding, fewest)
     window = 2 if sharding == "none" else 1
     # Two ranks at first, of which one dies; two more with the host.

@@ -53,7 +53,9 @@ def asked(arguments):
 def test_shellcheck_has_nothing_to_say():
     scripts = sorted(SCRIPTS.glob("*.sh"))
     assert len(scripts) > 5
-    ran = subprocess.run(["shellcheck", "-x", "-P", ROOT, *scripts], capture_output=True, text=True)
+    ran = subprocess.run(
+        ["shellcheck", "-x", "-P", ROOT, *scripts], capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stdout
 
 
@@ -71,7 +73,9 @@ def test_help_fits_a_terminal_and_no_arguments_are_an_error(name):
 def test_one_host(tmp_path):
     program(tmp_path / "nvidia-smi", "echo GPU 0: a; echo GPU 1: b; echo GPU 2: c")
     path = f"{tmp_path}:{os.environ['PATH']}"
-    job = launched(tmp_path, "run_one_host.sh", TRAIN, "--rows", "9", PATH=path, OUTPUT="o")
+    job = launched(
+        tmp_path, "run_one_host.sh", TRAIN, "--rows", "9", PATH=path, OUTPUT="o"
+    )
     job.validate()
     assert (job.ranks, job.folder, job.command) == (3, "o", [TRAIN, "--rows", "9"])
     assert launched(tmp_path, "run_one_host.sh", TRAIN, RANKS="4").ranks == 4
@@ -115,8 +119,12 @@ def test_slurm_passes_its_signal_on_and_waits_for_the_end(tmp_path):
         f"echo $OMP_NUM_THREADS >{tmp_path}/log\nwhile :; do sleep 0.05; done",
     )
     environment = {**slurm(tmp_path, None), "GSNR_TF": stand_in}
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | environment
-    process = subprocess.Popen(["bash", SCRIPTS / "run_slurm.sh", TRAIN], env=environment)
+    environment = {
+        k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"
+    } | environment
+    process = subprocess.Popen(
+        ["bash", SCRIPTS / "run_slurm.sh", TRAIN], env=environment
+    )
     log, deadline = tmp_path / "log", time.monotonic() + SECONDS
     while not log.exists() or not log.read_text():
         assert time.monotonic() < deadline
@@ -129,7 +137,9 @@ def test_slurm_passes_its_signal_on_and_waits_for_the_end(tmp_path):
 def test_elastic(tmp_path):
     host_file = tmp_path / "hosts"
     host_file.write_text("127.0.0.1 slots=2\n")
-    job = launched(tmp_path, "run_elastic.sh", host_file, TRAIN, RANKS="2", MIN_RANKS="1")
+    job = launched(
+        tmp_path, "run_elastic.sh", host_file, TRAIN, RANKS="2", MIN_RANKS="1"
+    )
     job.validate()
     assert (job.min_ranks, job.ranks, job.max_ranks) == (1, 2, 64)
     assert job.discovery == str(SCRIPTS / "discover_hosts.sh")
@@ -169,7 +179,10 @@ def manifest():
 
 
 def test_the_manifest_has_the_fields_of_an_mpijob(manifest):
-    assert (manifest["apiVersion"], manifest["kind"]) == ("kubeflow.org/v2beta1", "MPIJob")
+    assert (manifest["apiVersion"], manifest["kind"]) == (
+        "kubeflow.org/v2beta1",
+        "MPIJob",
+    )
     spec = manifest["spec"]
     assert set(spec) <= FIELDS and set(spec["runPolicy"]) <= RUN_POLICY
     assert set(spec["mpiReplicaSpecs"]) == {"Launcher", "Worker"}
@@ -193,7 +206,7 @@ def test_the_launcher_reads_the_host_file_that_the_operator_writes(manifest, tmp
     at = arguments.index("--hostfile") + 1
     assert arguments[at] == "/etc/mpi/hostfile"
     lines = [
-        f"{manifest['metadata']['name']}-worker-{i}.x.default.svc slots={spec['slotsPerWorker']}"
+        f"train-worker-{i}.train.default.svc slots={spec['slotsPerWorker']}"
         for i in range(spec["mpiReplicaSpecs"]["Worker"]["replicas"])
     ]
     arguments[at] = str(tmp_path / "hostfile")

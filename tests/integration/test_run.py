@@ -132,7 +132,9 @@ def test_two_hosts_train_together_by_the_script_for_it(hosts, tmp_path):
     assert finished.code == 0, finished.output
     weights = []
     for rank, address in enumerate(ADDRESSES):
-        told = json.loads((tmp_path / "saved" / f"rank-{rank}.log").read_text().split("\n")[-2])
+        told = json.loads(
+            (tmp_path / "saved" / f"rank-{rank}.log").read_text().split("\n")[-2]
+        )
         assert (told["rank"], told["size"], told["host"]) == (rank, 2, address)
         weights.append(told["weights"])
     assert weights[0] == weights[1]
@@ -142,7 +144,9 @@ def test_two_hosts_train_together_by_the_script_for_it(hosts, tmp_path):
 def test_no_process_stays_on_the_other_host(hosts):
     start, environment = hosts
     where = ",".join(f"{address}:1" for address in ADDRESSES)
-    job = Process(*start, *gsnr_tf("run", "--hosts", where, RANK, "sleep"), **environment)
+    job = Process(
+        *start, *gsnr_tf("run", "--hosts", where, RANK, "sleep"), **environment
+    )
     try:
         asleep(job, 2)
         told = introductions(job.output())
@@ -161,7 +165,9 @@ def test_a_host_that_is_unknown_is_named_before_anything_starts():
 
 def supervised(*command, **options):
     return subprocess.Popen(
-        [sys.executable, supervise.__file__, *command], stdout=subprocess.PIPE, **options
+        [sys.executable, supervise.__file__, *command],
+        stdout=subprocess.PIPE,
+        **options,
     )
 
 

@@ -13,5 +13,9 @@ model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
 model.compile(optimizer=gsnr_tf.GSNRSGD(0.1), loss="mse")
 x = np.random.default_rng(gsnr_tf.rank()).normal(size=(8, 4)).astype("float32")
 model.fit(x, x[:, :1], batch_size=4, verbose=0)
-told = {"rank": gsnr_tf.rank(), "size": gsnr_tf.size(), "host": os.environ["HOROVOD_HOSTNAME"]}
+told = {
+    "rank": gsnr_tf.rank(),
+    "size": gsnr_tf.size(),
+    "host": os.environ["HOROVOD_HOSTNAME"],
+}
 print(json.dumps({**told, "weights": model.get_weights()[0].ravel().tolist()}))

@@ -1,4 +1,4 @@
-"""`ElasticState` in one process: what it refuses, and that nothing is lost or repeated."""
+"""`ElasticState` in one process: what it refuses; nothing is lost or repeated."""
 
 import keras
 import numpy as np
@@ -51,7 +51,8 @@ class StopOnce(keras.callbacks.Callback):
 
 # At the end of an epoch, a dataset of unknown size has one more step, without data.
 @pytest.mark.parametrize(
-    ("after", "known"), [(1, True), (BATCHES, True), (BATCHES, False), (BATCHES + 7, False)]
+    ("after", "known"),
+    [(1, True), (BATCHES, True), (BATCHES, False), (BATCHES + 7, False)],
 )
 def test_a_training_that_is_interrupted_ends_like_one_that_is_not(after, known):
     whole = compiled()

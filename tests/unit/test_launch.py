@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from gsnr_tf.commands import run as command
-from gsnr_tf.launch import CannotStart, Job, check, environment, hosts
+from gsnr_tf.launch import CannotStart, check, environment, hosts
 from gsnr_tf.launch.output import Output, last_traceback, meaning
 from tests.processes import ROOT
 
@@ -19,7 +19,9 @@ def test_hosts():
     assert list(hosts.parse("z:1,a:1")) == ["z", "a"]
 
 
-@pytest.mark.parametrize("text", ["a", "a:0", "a:-1", "a:two", "", "a:1,,b:1", "a b:1", "a:1,a:2"])
+@pytest.mark.parametrize(
+    "text", ["a", "a:0", "a:-1", "a:two", "", "a:1,,b:1", "a b:1", "a:1,a:2"]
+)
 def test_hosts_that_cannot_be(text):
     with pytest.raises(CannotStart):
         hosts.parse(text)
@@ -97,13 +99,22 @@ SCRIPT = ROOT / "keras_examples" / "movielens_dlrm.py"
         (["--np", 0, SCRIPT], "Received: ranks=0"),
         (["--np", 2, "nowhere.py"], "no script nowhere.py"),
         (["--np", 2, "python", SCRIPT], "Leave python out"),
-        (["--np", 5, "--hosts", "a:2,b:2", SCRIPT], "5 ranks do not fit: .* room for 4"),
+        (
+            ["--np", 5, "--hosts", "a:2,b:2", SCRIPT],
+            "5 ranks do not fit: .* room for 4",
+        ),
         (["--np", 2, "--min-np", 1, SCRIPT], "--host-discovery-script"),
         (["--host-discovery-script", "x", SCRIPT], "Say --np 2"),
-        (["--np", 2, "--min-np", 3, "--host-discovery-script", "x", SCRIPT], "--min-np 3 --np 2"),
-        (["--np", 9, "--max-np", 8, "--host-discovery-script", "x", SCRIPT], "--max-np 8"),
+        (
+            ["--np", 2, "--min-np", 3, "--host-discovery-script", "x", SCRIPT],
+            "--min-np 3 --np 2",
+        ),
+        (
+            ["--np", 9, "--max-np", 8, "--host-discovery-script", "x", SCRIPT],
+            "--max-np 8",
+        ),
     ],
-)  # fmt: skip
+)
 def test_jobs_that_cannot_be(arguments, says):
     with pytest.raises(CannotStart, match=says):
         parsed(*arguments).validate()
@@ -126,11 +137,17 @@ def horovodrun(*arguments):
 
 
 def test_options_reach_horovodrun_and_arguments_the_script():
-    options, run = horovodrun("--hosts", "a:4,b:4", "--ssh-port", 2222, SCRIPT, "--np", 9)
+    options, run = horovodrun(
+        "--hosts", "a:4,b:4", "--ssh-port", 2222, SCRIPT, "--np", 9
+    )
     assert options[:4] == ["--gloo", "--disable-cache", "-np", "8"]
     assert options[4:] == ["-H", "a:4,b:4", "--ssh-port", "2222"]
     assert run == [str(SCRIPT), "--np", "9"]
-    assert horovodrun("--np", 2, "-m", "some.module", "-x")[1] == ["-m", "some.module", "-x"]
+    assert horovodrun("--np", 2, "-m", "some.module", "-x")[1] == [
+        "-m",
+        "some.module",
+        "-x",
+    ]
 
 
 def test_an_elastic_job_keeps_its_number_of_ranks_unless_told():
@@ -181,7 +198,10 @@ def test_unequal_versions_are_a_table_of_who_has_what(monkeypatch):
     lines = str(raised.value).splitlines()
     assert max(map(len, lines)) <= 80
     heading = next(line for line in lines if line.startswith("hosts"))
-    assert heading.split() == "hosts Python TensorFlow Keras (!) Horovod gsnr_tf (!)".split()
+    assert (
+        heading.split()
+        == "hosts Python TensorFlow Keras (!) Horovod gsnr_tf (!)".split()
+    )
     alike = next(line for line in lines if line.startswith("node1, node3"))
     assert alike.split()[2:6] == ["3.11.7", "2.21.0", "3.15.1", "0.28.1"]
     other = next(line for line in lines if line.startswith("node2"))
@@ -192,12 +212,18 @@ def test_unequal_versions_are_a_table_of_who_has_what(monkeypatch):
 @pytest.mark.parametrize(
     ("reports", "says"),
     [
-        ({"a": "ssh: Permission denied"}, "cannot be reached:\n  a: ssh: Permission denied"),
+        (
+            {"a": "ssh: Permission denied"},
+            "cannot be reached:\n  a: ssh: Permission denied",
+        ),
         ({"a": report(missing=["/x/train.py"])}, "a: /x/train.py is not there"),
         ({"a": report(built_for=None)}, "a: Horovod was built without TensorFlow"),
         ({"a": report(built_for="2.20.0")}, "built for TensorFlow 2.20.0, and 2.21.0"),
         ({"a": report(Horovod=None)}, "a: Horovod is not installed"),
-        ({"a": report(), "b": report(address="127.0.1.1")}, "b: its own name, box, stands for 127"),
+        (
+            {"a": report(), "b": report(address="127.0.1.1")},
+            "b: its own name, box, stands for 127",
+        ),
     ],
 )
 def test_what_keeps_a_host_from_training_is_said(monkeypatch, reports, says):
@@ -258,7 +284,9 @@ def test_a_killed_rank_is_the_cause_though_it_says_nothing():
 
 
 def test_where_no_rank_failed_horovodrun_has_the_last_word():
-    output, _, error = taken("could not connect\nTraceback (most recent call last):\n  x\nE: y\n")
+    output, _, error = taken(
+        "could not connect\nTraceback (most recent call last):\n  x\nE: y\n"
+    )
     assert output.culprit() is None
     assert output.explanation().endswith("  x\nE: y\n")
     assert error == "horovodrun | could not connect\n"
@@ -312,17 +340,33 @@ def test_a_sound_environment_has_no_problems():
 @pytest.mark.parametrize(
     ("changes", "what", "remedy"),
     [
-        ({"versions": {**VERSIONS, "Horovod": None}}, "Horovod is missing", "install_horovod"),
+        (
+            {"versions": {**VERSIONS, "Horovod": None}},
+            "Horovod is missing",
+            "install_horovod",
+        ),
         ({"horovod_built_for": None}, "without TensorFlow operations", "--rebuild"),
         ({"horovod_built_for": "2.20.0"}, "for TensorFlow 2.20.0", "--rebuild"),
         ({"horovod_error": "cannot be imported"}, "cannot be imported", "--rebuild"),
-        ({"unmet": ["tensorflow needs keras>=3.12, and 3.9 is installed"]}, "keras>=3.12", ""),
-        ({"tensorflows": ["tensorflow", "tensorflow_cpu"]}, "two distributions", "Uninstall"),
+        (
+            {"unmet": ["tensorflow needs keras>=3.12, and 3.9 is installed"]},
+            "keras>=3.12",
+            "",
+        ),
+        (
+            {"tensorflows": ["tensorflow", "tensorflow_cpu"]},
+            "two distributions",
+            "Uninstall",
+        ),
         ({"settings": {"TF_USE_LEGACY_KERAS": "1"}}, "Keras 2", "unset TF_USE_LEGACY"),
         ({"gpus": ["H100"]}, "TensorFlow sees none", "and-cuda"),
         ({"gpus": ["H100"], "visible_gpus": 1}, "without NCCL", "--gpu"),
         (
-            {"gpus": ["H100"], "visible_gpus": 1, "horovod_built_with": ["gloo", "nccl"]},
+            {
+                "gpus": ["H100"],
+                "visible_gpus": 1,
+                "horovod_built_with": ["gloo", "nccl"],
+            },
             "XLA",
             "jit_compile=False",
         ),
