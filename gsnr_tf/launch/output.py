@@ -50,7 +50,9 @@ class Output:
             "stdout": Console(file=sys.stdout, soft_wrap=True),
             "stderr": Console(file=sys.stderr, soft_wrap=True),
         }
+        # The streams come by different ways, and not in the order they were written.
         self._last = collections.defaultdict(lambda: collections.deque(maxlen=_KEPT))
+        self._errors = collections.defaultdict(lambda: collections.deque(maxlen=_KEPT))
         self._exits = []
         self._of_horovodrun = []
         self._in_traceback = False
@@ -65,6 +67,8 @@ class Output:
 
     def _of_rank(self, rank, stream, text):
         self._last[rank].append(text.rstrip("\n"))
+        if stream == "stderr":
+            self._errors[rank].append(text.rstrip("\n"))
         if self._folder:
             self._file(rank).write(text)
             self._file(rank).flush()
@@ -116,7 +120,7 @@ class Output:
         def aftermath(rank, code):
             return code in _ENDED or any(
                 sign in line
-                for line in list(self._last[rank])[-3:]
+                for line in list(self._errors[rank])[-3:]
                 for sign in _AFTERMATH
             )
 
@@ -130,7 +134,7 @@ class Output:
             return "".join(self._of_horovodrun[-40:])
         rank, code = failed
         saved = f" Its output: {self._file(rank).name}" if self._folder else ""
-        lines = last_traceback(list(self._last[rank])) or list(self._last[rank])[-20:]
+        lines = last_traceback(list(self._errors[rank])) or list(self._last[rank])[-20:]
         return (
             "\n".join([f"Rank {rank} failed: {meaning(code)}.{saved}", *lines]) + "\n"
         )

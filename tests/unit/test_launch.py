@@ -242,6 +242,7 @@ OWN = """\
 [1]<stderr>:Traceback (most recent call last):
 [1]<stderr>:  File "train.py", line 3, in <module>
 [1]<stderr>:ValueError: mine
+[1]<stdout>:printed before, and here after
 [0]<stderr>:Traceback (most recent call last):
 [0]<stderr>:UnknownError: Horovod has been shut down. This was caused by
 Process 0 exit with status code 1.
@@ -265,7 +266,7 @@ def taken(text, **options):
 def test_the_cause_is_told_from_the_aftermath():
     """Rank 0 ended first, but for want of rank 1."""
     output, out, error = taken(OWN)
-    assert out == "0 | step 1\n"
+    assert out == "0 | step 1\n1 | printed before, and here after\n"
     assert output.culprit() == (1, 7)
     assert output.explanation().splitlines() == [
         "Rank 1 failed: exit code 7.",
