@@ -105,7 +105,7 @@ def check(hosts, paths=(), port=None, identity=None):
         lines = [f"  {host}: {why}" for host, why in silent.items()]
         raise CannotStart("\n".join(["These hosts cannot be reached:", *lines]))
     problems = [f"  {host}: {p}" for host, r in reports.items() for p in lacking(r)]
-    if len(hosts) > 1:
+    if not all(map(is_local, hosts)):
         problems += [f"  {h}: {p}" for h, r in reports.items() for p in _unnamed(h, r)]
     versions = {host: report["versions"] for host, report in reports.items()}
     if len({tuple(v.values()) for v in versions.values()}) > 1:

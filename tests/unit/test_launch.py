@@ -231,8 +231,9 @@ def test_what_keeps_a_host_from_training_is_said(monkeypatch, reports, says):
         checked(monkeypatch, **reports)
 
 
-def test_a_lone_host_may_call_itself_what_it_likes(monkeypatch):
-    assert checked(monkeypatch, a=report(address="127.0.1.1"))
+def test_where_all_is_local_a_host_may_call_itself_what_it_likes(monkeypatch):
+    here = {"localhost": report(address="127.0.1.1"), "127.0.0.1": report(address=None)}
+    assert checked(monkeypatch, **here)
 
 
 # ---- output ---------------------------------------------------------------------
