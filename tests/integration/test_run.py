@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gsnr_tf.launch import Job, supervise
+from gsnr_tf.launch import CannotStart, Job, supervise
 from tests.integration.two_hosts import ADDRESSES, possible, two_hosts
-from tests.processes import Process, python, run
+from tests.processes import Process, python
 
 RANK = str(Path(__file__).with_name("rank.py"))
 SECONDS = 120
@@ -43,29 +43,38 @@ def introductions(output):
     return told
 
 
-def test_each_rank_is_shown_with_its_number_and_saved(tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "7")
-    code, out, _ = in_process(
-        command=[RANK, "--flag", "two words"], ranks=2, folder=tmp_path / "saved"
-    )
-    assert code == 0
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory):
+    """A job of two ranks of which rank 1 fails: its end, and its folder."""
+    folder = tmp_path_factory.mktemp("failed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        patch.setenv("TF_NUM_INTRAOP_THREADS", "7")
+        command = [RANK, "fail", "two words"]
+        yield (
+            in_process(command=command, ranks=2, folder=folder / "saved"),
+            folder / "saved",
+        )
+
+
+def test_each_rank_is_shown_with_its_number_and_saved(failed):
+    (_, out, _), folder = failed
     told = introductions(out)
     assert set(told) == {0, 1}
     for rank, line in told.items():
-        assert line["arguments"] == ["--flag", "two words"]
+        assert line["arguments"] == ["fail", "two words"]
         assert line["path"] == os.environ["PATH"]
         assert line["threads"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
         assert line["tensorflow_threads"] == "7"
-        saved = (tmp_path / "saved" / f"rank-{rank}.log").read_text()
+        saved = (folder / f"rank-{rank}.log").read_text()
         assert f"I am {json.dumps(line)}" in saved.splitlines()
 
 
-def test_the_traceback_of_the_failed_rank_comes_last(tmp_path):
-    code, _, error = in_process(command=[RANK, "fail"], ranks=2, folder=tmp_path)
+def test_the_traceback_of_the_failed_rank_comes_last(failed):
+    (code, _, error), folder = failed
     assert code == 1
     last = error[error.index("\nRank 1 failed") :].strip().splitlines()
-    assert last[0] == f"Rank 1 failed: exit code 1. Its output: {tmp_path}/rank-1.log"
+    assert last[0] == f"Rank 1 failed: exit code 1. Its output: {folder}/rank-1.log"
     assert last[1] == "Traceback (most recent call last):"
     assert "KeyError: 'lost'" in last
     assert last[-1] == "ValueError: rank 1 has no\ttable"
@@ -92,8 +101,8 @@ def ends(process, number):
 
 
 def test_signals_end_all_ranks_and_their_children():
-    """Ctrl-C, a polite end, and one that leaves no time for anything."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+    """Ctrl-C, and an end that leaves no time for anything."""
+    numbers = (signal.SIGINT, signal.SIGKILL)
     jobs = [Process(*gsnr_tf("run", "--np", "2", RANK, "sleep")) for _ in numbers]
     try:
         for job in jobs:
@@ -101,66 +110,42 @@ def test_signals_end_all_ranks_and_their_children():
             # The ranks, a child of each, and those that started them.
             assert len(job.family()) > 4
         codes = [ends(job, number) for job, number in zip(jobs, numbers)]
-        assert codes == [130, 143, -signal.SIGKILL]
+        assert codes == [130, -signal.SIGKILL]
     finally:
         for job in jobs:
             job.end()
 
 
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory):
-    with two_hosts(tmp_path_factory.mktemp("hosts")) as made:
-        yield made
-
-
 @needs_two_hosts
-def test_two_hosts_train_together_by_the_script_for_it(hosts, tmp_path):
-    start, environment = hosts
-    host_file = tmp_path / "hosts"
-    host_file.write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
+def test_two_hosts_train_together_and_end_together(tmp_path):
+    """By the script for several hosts; no process stays on the other one."""
+    (tmp_path / "hosts").write_text("".join(f"{a} slots=1\n" for a in ADDRESSES))
     command = tmp_path / "gsnr-tf"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m gsnr_tf.cli "$@"\n')
     command.chmod(0o755)
+    script = ["bash", "horovod_scripts/run_hosts.sh", tmp_path / "hosts"]
+    settings = {"GSNR_TF": str(command), "OUTPUT": str(tmp_path / "saved")}
     program = Path(__file__).with_name("two_hosts_training.py")
-    finished = run(
-        [*start, "bash", "horovod_scripts/run_hosts.sh", host_file, program],
-        SECONDS,
-        GSNR_TF=str(command),
-        OUTPUT=str(tmp_path / "saved"),
-        **environment,
-    )
-    assert finished.code == 0, finished.output
-    weights = []
-    for rank, address in enumerate(ADDRESSES):
-        told = json.loads(
-            (tmp_path / "saved" / f"rank-{rank}.log").read_text().split("\n")[-2]
-        )
-        assert (told["rank"], told["size"], told["host"]) == (rank, 2, address)
-        weights.append(told["weights"])
-    assert weights[0] == weights[1]
-
-
-@needs_two_hosts
-def test_no_process_stays_on_the_other_host(hosts):
-    start, environment = hosts
-    where = ",".join(f"{address}:1" for address in ADDRESSES)
-    job = Process(
-        *start, *gsnr_tf("run", "--hosts", where, RANK, "sleep"), **environment
-    )
-    try:
-        asleep(job, 2)
-        told = introductions(job.output())
-        assert [told[rank]["host"] for rank in (0, 1)] == list(ADDRESSES)
-        assert ends(job, signal.SIGKILL) == -signal.SIGKILL
-    finally:
-        job.end()
+    with two_hosts(tmp_path) as (start, environment):
+        job = Process(*start, *script, program, **settings, **environment)
+        try:
+            asleep(job, 2)
+            weights = []
+            for rank, address in enumerate(ADDRESSES):
+                log = (tmp_path / "saved" / f"rank-{rank}.log").read_text()
+                told = json.loads(log.split("\n")[-3])
+                assert (told["rank"], told["size"], told["host"]) == (rank, 2, address)
+                weights.append(told["weights"])
+            assert weights[0] == weights[1]
+            assert ends(job, signal.SIGKILL) == -signal.SIGKILL
+        finally:
+            job.end()
 
 
 def test_a_host_that_is_unknown_is_named_before_anything_starts():
-    started = run(gsnr_tf("run", "--hosts", "nowhere.invalid:2", RANK), SECONDS)
-    assert started.code == 2
-    assert "These hosts cannot be reached:\n  nowhere.invalid: ssh: " in started.output
-    assert "I am" not in started.output
+    job = Job(command=[RANK], hosts={"nowhere.invalid": 2})
+    with pytest.raises(CannotStart, match="reached:\n  nowhere.invalid: ssh: "):
+        job.run()
 
 
 def supervised(*command, **options):

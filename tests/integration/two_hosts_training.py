@@ -1,7 +1,8 @@
-"""A program for test_run.py: trains a little, and says what was learned."""
+"""A program for test_run.py: trains a little, says what was learned, then sleeps."""
 
 import json
 import os
+import time
 
 import keras
 import numpy as np
@@ -18,4 +19,8 @@ told = {
     "size": gsnr_tf.size(),
     "host": os.environ["HOROVOD_HOSTNAME"],
 }
-print(json.dumps({**told, "weights": model.get_weights()[0].ravel().tolist()}))
+print(
+    json.dumps({**told, "weights": model.get_weights()[0].ravel().tolist()}), flush=True
+)
+print("asleep", flush=True)
+time.sleep(600)
