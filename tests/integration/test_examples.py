@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import gsnr_tf
 from tests.processes import ROOT, horovodrun, python, run, run_together
@@ -156,12 +157,12 @@ def test_the_command_line_tells_versions():
 
     environment = run(command_line("env"), SECONDS)
     assert environment.code == 0, environment.output
-    lines = [line.split(maxsplit=1) for line in environment.output.splitlines()]
-    told = {line[0]: line[1].strip() for line in lines if len(line) == 2}
+    lines = re.findall(r"^  (\S.*?)  +(\S.*?) *$", environment.output, re.MULTILINE)
+    told = dict(lines)
     assert told["gsnr_tf"].startswith(f"{gsnr_tf.__version__} (")
     assert told["Keras"] == keras.__version__
     assert told["Horovod"] == "0.28.1"
-    assert "  TensorFlow operations   for " + told["TensorFlow"] in environment.output
+    assert told["TensorFlow operations"] == f"for {tf.__version__}"
     assert "\nProblems\n" in environment.output
 
 
