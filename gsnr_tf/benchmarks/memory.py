@@ -56,10 +56,11 @@ def beyond_gradients(make, rule, layers):
 def main(arguments=None):
     """Measures on this rank; rank 0 prints."""
     args = contenders.options().parse_args(arguments)
+    rank = gsnr_tf.rank()
     layers = contenders.shapes(args.elements, args.tensors)
     name, make = list(contenders.chosen(args.rule, args.dtypes))[args.contender]
     state, besides = beyond_gradients(make, args.rule, layers)
-    if gsnr_tf.rank() == 0:
+    if rank == 0:
         if not args.contender:
             print(f"  {'':<24} {'state MB':>9} {'besides, at peak MB':>20}")
         print(f"  {name:<24} {state / _MB:9.1f} {besides / _MB:20.1f}", flush=True)

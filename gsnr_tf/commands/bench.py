@@ -2,7 +2,7 @@
 
 import argparse
 
-from gsnr_tf.benchmarks import launch
+from gsnr_tf import launch
 
 HELP = "what things cost, side by side"
 RULES = ("lamb", "adam", "momentum", "lars")

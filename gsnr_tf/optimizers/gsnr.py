@@ -152,6 +152,14 @@ class GSNROptimizer(DistributedStep):
             for name in ("gradient_sq_norm", "gradient_variance")
         ]
 
+    def join(self):
+        super().join()
+        self._parts = self._parts.joined_by(self._comm)
+        self._slots = self._parts.slots
+
+    def meet(self):
+        self._parts.meet()
+
     def choose_variables(self, variables):
         """Finds out, by their paths, what applies to which variable."""
         self._decays = [
@@ -165,11 +173,12 @@ class GSNROptimizer(DistributedStep):
     def check_workers(self):
         """Counts the samples of an update, `samples`; raises where they are too few."""
         workers, steps = self._comm.workers, self.gradient_accumulation_steps or 1
-        by_worker = self.sample == "worker" or (
-            self.sample == "auto" and workers >= _SOUND_SAMPLES
-        )
-        self._keeps_spread = steps > 1 and not by_worker
-        self.samples = workers * (1 if by_worker else steps)
+        if not self.built:
+            by_worker = self.sample == "worker" or (
+                self.sample == "auto" and workers >= _SOUND_SAMPLES
+            )
+            self._keeps_spread = steps > 1 and not by_worker
+        self.samples = workers * (steps if self._keeps_spread else 1)
         received = f"{workers} worker(s) and gradient_accumulation_steps={steps}"
         if self.sample != "auto":
             received += f" with sample='{self.sample}'"

@@ -57,7 +57,7 @@ class Slices:
         self._loaded = {}
         with tf.init_scope():
             self._changes = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self._peers = communicator.peers(self)
+        self.meet()
         self.slots = {
             slot: [
                 SlotView(self, slot, index, state.shape(index), layout.dtype)
@@ -65,6 +65,14 @@ class Slices:
             ]
             for slot, state in self._state.items()
         }
+
+    def joined_by(self, communicator):
+        """The same for other workers, with empty slices."""
+        return Slices(self._optimizer, communicator, self._layout)
+
+    def meet(self):
+        """Lets ranks read each other's slices, if all are there."""
+        self._peers = self._comm.peers(self)
 
     def changes(self):
         """How often this rank's share has changed: by updates, skipped ones included,

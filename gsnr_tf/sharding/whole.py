@@ -26,6 +26,11 @@ class Whole:
             for slot in optimizer.slots
         }
 
+    def joined_by(self, communicator):
+        """The same for other workers, with the same state."""
+        self._comm = communicator
+        return self
+
     def reduce(self, moments, equal_weight):
         """Whether the mean of all samples is finite; mean and variance of each bucket."""
         return self._optimizer.reduce_whole(moments, equal_weight)
@@ -75,6 +80,9 @@ class Whole:
         variable.assign(tf.cast(theta, variable.dtype))
         for name, value in {**slots, **further}.items():
             self.slots[name][index].assign(value)
+
+    def meet(self):
+        """Nothing to do: every worker has all state."""
 
     def end_update(self):
         """Nothing to note: every worker has all state."""
