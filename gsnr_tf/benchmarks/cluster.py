@@ -21,17 +21,18 @@ from gsnr_tf.benchmarks import hosts, sandbox
 
 
 class Ranks:
-    """One rank on each host, started with what Horovod's launcher would tell it.
+    """The ranks of all hosts, started with what Horovod's launcher would tell them.
 
     Args:
         network: `Hosts`.
+        per_host: How many ranks on each.
         arguments: Words after `python`.
     """
 
-    def __init__(self, network, arguments):
+    def __init__(self, network, per_host, arguments):
         slots = get_host_assignments(
-            parse_hosts(",".join(f"{address}:1" for address in network.addresses)),
-            len(network.addresses),
+            parse_hosts(",".join(f"{a}:{per_host}" for a in network.addresses)),
+            len(network.addresses) * per_host,
         )
         server = RendezvousServer()
         port = server.start()
@@ -42,7 +43,7 @@ class Ranks:
         self._logs = [tempfile.TemporaryFile("w+") for _ in slots]
         self._ranks = [
             subprocess.Popen(
-                network.inside(slot.rank, [sys.executable, *arguments]),
+                network.inside(slot.cross_rank, [sys.executable, *arguments]),
                 env={**os.environ, **_words(gloo_run.create_slot_env_vars(slot)),
                      **_words(meeting), "TF_CPP_MIN_LOG_LEVEL": "2",
                      "OMP_NUM_THREADS": "1"},
@@ -99,6 +100,7 @@ def main(arguments=None):
     """Measures all sizes at all rates and delays; prints a line of JSON for each."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--ranks", type=int, required=True)
+    parser.add_argument("--ranks-per-host", type=int, required=True)
     parser.add_argument("--rule", required=True)
     parser.add_argument("--tensors", type=int, required=True)
     parser.add_argument("--rounds", type=int, required=True)
@@ -107,12 +109,13 @@ def main(arguments=None):
     parser.add_argument("--delays", type=float, nargs="+", required=True)
     args = parser.parse_args(arguments)
     sandbox.end_with_parent()
-    network = hosts.Hosts(args.ranks)
+    network = hosts.Hosts(args.ranks // args.ranks_per_host)
     can_delay = hosts.has_delay()
     delays = args.delays if can_delay else [0.0]
     print(json.dumps({"can_delay": can_delay}), flush=True)
     network.shape(max(args.rates))
-    ranks = Ranks(network, ["-m", "gsnr_tf.benchmarks.network"])
+    words = ["-m", "gsnr_tf.benchmarks.network"]
+    ranks = Ranks(network, args.ranks_per_host, words)
     for elements in args.elements:
         for rate in args.rates:
             for delay in delays:

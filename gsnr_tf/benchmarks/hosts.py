@@ -10,6 +10,7 @@ changed: `sandbox` gives it a network of its own, which vanishes with the proces
 
 import json
 import subprocess
+import sys
 
 SWITCH = "switch"
 SWITCH_ADDRESS = "10.77.0.254"
@@ -20,6 +21,13 @@ INTERFACE = "eth0"
 _MTU = 1500
 # Queued before a packet is dropped. A switch has less, a host has more.
 _QUEUE_SECONDS = 0.02
+
+# Gives the host its name, and becomes the command that follows.
+_NAMED = """
+import os, socket, sys
+socket.sethostname(sys.argv[1])
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 def command(*words, namespace=None):
@@ -94,8 +102,8 @@ class Hosts:
         command("ip", "link", "set", INTERFACE, "up", namespace=name)
         # The one congestion control that every namespace may choose: a default such as
         # BBR, which measures the link, would differ from machine to machine.
-        choice = "net.ipv4.tcp_congestion_control=reno"
-        command("ip", "netns", "exec", name, "sysctl", "-qw", choice)
+        choose = "echo reno > /proc/sys/net/ipv4/tcp_congestion_control"
+        command("ip", "netns", "exec", name, "sh", "-c", choose)
 
     def shape(self, rate, delay=0.0):
         """Limits every link, in both directions.
@@ -116,9 +124,17 @@ class Hosts:
         """The command that runs `words` on a host."""
         # Horovod meets the ranks at the address that their host's name stands for,
         # whichever interface it was told; an address is a name that needs no table.
-        name = f"echo {self.addresses[index]} > /proc/sys/kernel/hostname"
-        enter = ["ip", "netns", "exec", self.names[index], "unshare", "--uts"]
-        return [*enter, "sh", "-c", f'{name} && exec "$@"', "sh", *words]
+        named = [sys.executable, "-c", _NAMED, self.addresses[index]]
+        return [
+            "ip",
+            "netns",
+            "exec",
+            self.names[index],
+            "unshare",
+            "--uts",
+            *named,
+            *words,
+        ]
 
 
 def _port(index):

@@ -97,7 +97,7 @@ def _meet():
 
 
 def _bytes_of(one_step):
-    """Bytes `(on the wire, handed over)` of a step: the mean over ranks."""
+    """Bytes `(on the wire, handed over)` that a host sends in a step: the mean."""
     one_step()
     _meet()
     before = np.array(hosts.sent())
@@ -129,6 +129,7 @@ def measure(rule, elements, tensors, rounds):
         )
     return {
         "ranks": hvd.size(),
+        "ranks_per_host": hvd.local_size(),
         "cores": len(os.sched_getaffinity(0)),
         "elements": exact,
         "tensors": tensors,

@@ -21,8 +21,10 @@ def network_table(answer):
         answer: What `cluster` prints for a setting.
     """
     delay = f" and {1e3 * answer['delay']:g} ms of delay" if answer["delay"] else ""
+    per_host = answer["ranks_per_host"]
+    hosts = f" on {answer['ranks'] // per_host} hosts" if per_host > 1 else ""
     table = Table(
-        title=f"{answer['ranks']} ranks, {answer['elements']:,} parameters, "
+        title=f"{answer['ranks']} ranks{hosts}, {answer['elements']:,} parameters, "
         f"{bits(answer['rate'])}{delay}",
         title_justify="left",
         title_style="bold",
@@ -30,7 +32,14 @@ def network_table(answer):
         pad_edge=False,
     )
     table.add_column("", no_wrap=True)
-    for heading in ("step ms", "ratio", "compute ms", "MB on wire", "ratio", "headers"):
+    for heading in (
+        "step ms",
+        "x plain",
+        "compute ms",
+        "wire MB",
+        "x plain",
+        "headers",
+    ):
         table.add_column(heading, justify="right")
     plain = answer["rows"][0]
     for row in answer["rows"]:

@@ -9,9 +9,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 
 _NAMESPACES = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+# Lines of a log that are shown where it failed.
+_SHOWN = 60
 # Names of network namespaces are kept in /run/netns, also of those in here.
 _ENTER = 'mount -t tmpfs none /run && exec "$@"'
 
@@ -57,24 +60,30 @@ def lines_of(module, arguments):
     The module should call `end_with_parent`, for the case that this process is killed.
 
     Raises:
-        RuntimeError: It failed. What it wrote to standard error is shown already.
+        RuntimeError: It failed; the message ends with what it wrote to standard error.
     """
-    job = subprocess.Popen(
-        inside([sys.executable, "-m", module, *arguments]),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        # An interrupt from the keyboard is for this process alone: it ends the others.
-        start_new_session=True,
-    )
-    try:
-        yield from job.stdout
-        if job.wait():
-            raise RuntimeError(f"{module} ended with code {job.returncode}")
-    finally:
-        # `unshare` takes all that runs in its namespaces along.
-        job.kill()
-        job.wait()
+    # The log is a file: a pipe that nobody empties would hold the module up.
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            inside([sys.executable, "-m", module, *arguments]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            # An interrupt from the keyboard is for this process: it ends the others.
+            start_new_session=True,
+        ) as job,
+    ):
+        try:
+            yield from job.stdout
+            if job.wait():
+                log.seek(0)
+                end = "".join(log.readlines()[-_SHOWN:])
+                raise RuntimeError(f"{module} ended with code {job.returncode}:\n{end}")
+        finally:
+            # `unshare` takes all that runs in its namespaces along.
+            job.kill()
 
 
 def end_with_parent():

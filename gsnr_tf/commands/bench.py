@@ -65,6 +65,9 @@ def add_arguments(parser):
         "--np", type=ranks, nargs="+", default=[2], help="numbers of ranks"
     )
     network.add_argument(
+        "--ranks-per-host", type=int, default=1, help="that share the host's link"
+    )
+    network.add_argument(
         "--params", type=elements, nargs="+", default=[2_000_000], help="parameters"
     )
     network.add_argument("--tensors", type=int, default=12, help="in how many tensors")
@@ -81,7 +84,7 @@ def add_arguments(parser):
         help="from host to host, in ms, where the kernel can delay",
     )  # fmt: skip
     network.add_argument("--json", type=Path, help="also write the measurements here")
-    network.set_defaults(measure=_network)
+    network.set_defaults(measure=_network, refuse=network.error)
 
 
 def _step(args):
@@ -102,13 +105,20 @@ def _step(args):
 
 
 def _network(args):
+    per_host = args.ranks_per_host
+    if per_host < 1 or any(n % per_host or n == per_host for n in args.np):
+        args.refuse(
+            "--np must be 2 or more times --ranks-per-host. "
+            f"Received: {args.np} and {per_host}"
+        )
     refusal = sandbox.why_not()
     if refusal:
         print(refusal, file=sys.stderr)
         return 1
     answers = []
     for number in args.np:
-        arguments = [f"--ranks={number}", f"--rule={args.rule}"]
+        arguments = [f"--ranks={number}", f"--ranks-per-host={per_host}"]
+        arguments += [f"--rule={args.rule}"]
         arguments += [f"--tensors={args.tensors}", f"--rounds={args.rounds}"]
         arguments += ["--elements", *map(str, args.params)]
         arguments += ["--rates", *(str(1e9 * rate) for rate in args.rates)]
@@ -119,6 +129,8 @@ def _network(args):
         except RuntimeError as error:
             print(error, file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            return 130
     if args.json:
         args.json.write_text(json.dumps(answers, indent=1) + "\n")
     return 0

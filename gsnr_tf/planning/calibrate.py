@@ -64,7 +64,11 @@ def _predict(answer, scheme, costs, latency, headers):
         bandwidth=answer["rate"] / 8 / (1 + headers),
     )
     cluster = cost.Cluster(
-        hosts=answer["ranks"], ranks_per_host=1, between=link, within=link
+        hosts=answer["ranks"] // answer["ranks_per_host"],
+        ranks_per_host=answer["ranks_per_host"],
+        between=link,
+        # Memory: what it takes is in the bytes that a processor handles.
+        within=cost.Link(latency=latency, bandwidth=float("inf")),
     )
     job = cost.Job(
         parameters=answer["elements"],

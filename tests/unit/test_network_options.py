@@ -49,6 +49,14 @@ def test_defaults_are_those_of_the_readme():
     assert args.delays == [0, 0.1, 5]
 
 
+@pytest.mark.parametrize("ranks, per_host", [("4", "3"), ("2", "2"), ("4", "0")])
+def test_hosts_that_ranks_do_not_fill(capsys, ranks, per_host):
+    setting = ["--np", ranks, "--ranks-per-host", per_host]
+    assert "--np must be 2 or more times" in refused(
+        capsys, "bench", "network", *setting
+    )
+
+
 def test_without_the_tools_it_says_which_one_is_missing(tools, capsys):
     stand_in(tools, "unshare", "exit 0")
     assert cli.main(["bench", "network"]) == 1
@@ -114,6 +122,7 @@ def measured(costs, latency=0.0, headers=0.05):
             for rate in (1e8, 1e10):
                 answer = {
                     "ranks": ranks,
+                    "ranks_per_host": 1,
                     "cores": 2,
                     "elements": elements,
                     "rate": rate,
