@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-print("in a network of its own:", *os.listdir("/sys/class/net"), flush=True)
+print(os.readlink("/proc/self/ns/net"), flush=True)
 if len(sys.argv) > 1:
     raise SystemExit(int(sys.argv[1]))
 print("waiting", flush=True)

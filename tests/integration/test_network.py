@@ -1,14 +1,17 @@
 """`gsnr-tf bench network`: real ranks and links, and what the kernel counts."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from gsnr_tf.benchmarks import sandbox
 from tests.integration.test_examples import command_line
-from tests.processes import run
+from tests.processes import MARK, run
 
 SECONDS = 120
 
@@ -18,10 +21,10 @@ pytestmark = pytest.mark.skipif(_REFUSAL is not None, reason=str(_REFUSAL))
 
 def test_slices_send_what_a_plain_allreduce_sends(tmp_path):
     measured = tmp_path / "measured.json"
-    setting = ["--np", "2", "--params", "200k", "--rounds", "1", "--rates", "1"]
+    setting = ["--np", "2", "--params", "200k", "--tensors", "2", "--rates", "1"]
     bench = run(
         command_line(
-            "bench", "network", *setting, "--delays", "0", "--json", str(measured)
+            "bench", "network", *setting, "--rounds", "1", "--json", str(measured)
         ),
         SECONDS,
     )
@@ -37,7 +40,8 @@ def test_slices_send_what_a_plain_allreduce_sends(tmp_path):
     # Segments of 1,500 bytes, 66 of them headers.
     for row in answer["rows"]:
         assert 1.03 <= row["wire_bytes"] / row["handed_bytes"] <= 1.06
-    for line in ("2 ranks, 199,800 parameters, 1 Gbit/s", "GSNR lamb, sharding=slices"):
+    title = f"2 ranks, {answer['elements']:,} parameters, 1 Gbit/s"
+    for line in (title, "GSNR lamb, sharding=slices"):
         assert line in bench.output
     assert max(map(len, bench.output.splitlines()[-6:])) <= 80
 
@@ -62,11 +66,26 @@ def test_a_sandbox_ends_with_the_one_who_made_it():
         job.stdout.close()
 
 
-def test_an_interrupted_measurement_takes_its_processes_along():
+def marked():
+    """Processes that have a mark in their environment, wherever they live."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == "interrupted":
+                yield process
+
+
+def test_an_interrupted_measurement_takes_its_processes_along(monkeypatch):
+    monkeypatch.setenv(MARK, "interrupted")
     lines = sandbox.lines_of("tests.integration.idle", [])
-    shown = [next(lines) for _ in range(2)]
+    network = next(lines)
+    assert network.startswith("net:[")
+    assert network.strip() != os.readlink("/proc/self/ns/net")
+    assert next(lines) == "waiting\n"
+    alive = list(marked())
+    assert alive
     lines.close()
-    assert shown == ["in a network of its own: lo\n", "waiting\n"]
+    _, left = psutil.wait_procs(alive, timeout=10)
+    assert left == []
 
 
 def test_a_failed_measurement_is_an_error():
