@@ -22,6 +22,10 @@ def wrapped(sentence):
     return textwrap.fill(sentence, WIDTH) + "\n"
 
 
+def _short(number):
+    return f"{number:,.1f}" if number < 1000 else f"{number:,.0f}"
+
+
 def plan_tables(rows):
     """Step time and scaling efficiency, then memory; a row for each number of workers.
 
@@ -42,10 +46,10 @@ def plan_tables(rows):
         speed.add_row(
             f"{row.workers}",
             f"{row.hosts}",
-            *(f"{1e3 * row.steps[s].seconds:.4g}" if s else "-" for s in shown),
+            *(_short(1e3 * row.steps[s].seconds) if s else "-" for s in shown),
             *(f"{100 * row.efficiency[s]:.0f}" if s else "-" for s in shown),
         )
-        room.add_row(f"{row.workers}", *(f"{m / 1e9:.3g}" for m in row.memory.values()))
+        room.add_row(f"{row.workers}", *(f"{m / 1e9:.2f}" for m in row.memory.values()))
     return speed, room
 
 
@@ -57,7 +61,7 @@ def costs_table(fitted):
     """
     table = _table(f"learned from {fitted.rows} measurements", "what", "value", "")
     table.columns[0].justify = table.columns[2].justify = "left"
-    table.add_row("latency of a message", f"{1e6 * fitted.latency:.0f}", "µs")
+    table.add_row("latency of a message", _short(1e6 * fitted.latency), "µs")
     units = {
         "launch": (1e6, "µs for each collective"),
         "fixed": (1e6, "µs of any update"),
@@ -65,7 +69,7 @@ def costs_table(fitted):
     units["per_byte"] = (1e9, "ns for each byte sent and received")
     for name, value in dataclasses.asdict(fitted.costs).items():
         factor, unit = units.get(name, (1e9, "ns for each parameter"))
-        table.add_row(name, f"{factor * value:.3g}", unit)
+        table.add_row(name, _short(factor * value), unit)
     return table
 
 
