@@ -64,7 +64,7 @@ def advice(table, job, cluster):
     largest = dataclasses.replace(cluster, hosts=table[-1].hosts)
     return [
         *_latency(job, cluster),
-        *_host_link(table, cluster),
+        *_host_link(table, largest),
         *_last(table[-1], job, largest),
     ]
 
@@ -94,8 +94,10 @@ def _host_link(table, cluster):
         "times through it what the first half of an allreduce sends. Reducing within a "
         f"host first would send it once, in 1/{per_host} of the messages: the column "
         '"by host". gsnr_tf does not do that yet. With it each host, not each rank, '
-        "would be a sample of the gradient: k would be the number of hosts, and the "
-        "multipliers others."
+        "would be a sample of the gradient: k would be the number of hosts, "
+        f"{cost.samples(cost.HOSTS, cluster):,} in place of "
+        f"{cost.samples(cost.SLICES, cluster):,} on the most, and the multipliers "
+        "others."
     )
     dearer = [
         row.workers
