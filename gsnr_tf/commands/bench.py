@@ -1,8 +1,14 @@
 """Measures what things cost, side by side."""
 
 import argparse
+import json
+import sys
+from pathlib import Path
+
+import rich
 
 from gsnr_tf import launch
+from gsnr_tf.benchmarks import report, sandbox
 
 HELP = "what things cost, side by side"
 RULES = ("lamb", "adam", "momentum", "lars")
@@ -16,6 +22,27 @@ def elements(text):
         return int(float(text[:-1] if factor > 1 else text) * factor)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no number such as 8M") from None
+
+
+def positive(text):
+    """A number above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def delay(text):
+    """A number of milliseconds, 0 or more."""
+    return float(text) if float(text) == 0 else positive(text)
+
+
+def ranks(text):
+    """A number of ranks that one machine can hold."""
+    number = int(text)
+    if not 2 <= number <= 250:
+        raise argparse.ArgumentTypeError(f"{text} is not from 2 to 250")
+    return number
 
 
 def add_arguments(parser):
@@ -38,6 +65,35 @@ def add_arguments(parser):
         help="in which gradients travel with slices",
     )
     step.set_defaults(measure=_step)
+    network = benchmarks.add_parser(
+        "network",
+        help="the same over links of a given rate, and the bytes they carry",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    network.add_argument(
+        "--np", type=ranks, nargs="+", default=[2], help="numbers of ranks"
+    )
+    network.add_argument(
+        "--ranks-per-host", type=int, default=1, help="that share the host's link"
+    )
+    network.add_argument(
+        "--params", type=elements, nargs="+", default=[2_000_000], help="parameters"
+    )
+    network.add_argument("--tensors", type=int, default=12, help="in how many tensors")
+    network.add_argument("--rule", choices=["lamb", "adam", "momentum"], default="lamb")
+    network.add_argument(
+        "--rounds", type=int, default=5, help="turns of each contender"
+    )
+    network.add_argument(
+        "--rates", type=positive, nargs="+", default=[10, 1, 0.1],
+        help="of each link, in Gbit/s",
+    )  # fmt: skip
+    network.add_argument(
+        "--delays", type=delay, nargs="+", default=[0, 0.1, 5],
+        help="from host to host, in ms, where the kernel can delay",
+    )  # fmt: skip
+    network.add_argument("--json", type=Path, help="also write the measurements here")
+    network.set_defaults(measure=_network, refuse=network.error)
 
 
 def _step(args):
@@ -60,6 +116,46 @@ def _step(args):
             if code:
                 return code
     return 0
+
+
+def _network(args):
+    per_host = args.ranks_per_host
+    if per_host < 1 or any(n % per_host or n == per_host for n in args.np):
+        args.refuse(
+            "--np must be 2 or more times --ranks-per-host. "
+            f"Received: {args.np} and {per_host}"
+        )
+    refusal = sandbox.why_not()
+    if refusal:
+        print(refusal, file=sys.stderr)
+        return 1
+    answers = []
+    for number in args.np:
+        arguments = [f"--ranks={number}", f"--ranks-per-host={per_host}"]
+        arguments += [f"--rule={args.rule}"]
+        arguments += [f"--tensors={args.tensors}", f"--rounds={args.rounds}"]
+        arguments += ["--elements", *map(str, args.params)]
+        arguments += ["--rates", *(str(1e9 * rate) for rate in args.rates)]
+        arguments += ["--delays", *(str(1e-3 * delay) for delay in args.delays)]
+        try:
+            for line in sandbox.lines_of("gsnr_tf.benchmarks.cluster", arguments):
+                _show(json.loads(line), args, answers)
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+    if args.json:
+        args.json.write_text(json.dumps(answers, indent=1) + "\n")
+    return 0
+
+
+def _show(told, args, answers):
+    if "rows" in told:
+        rich.print(report.network_table(told), "", sep="\n")
+        answers.append(told)
+    elif not answers and not told["can_delay"] and any(args.delays):
+        print("This kernel has no netem, so delay is left out.\n")
 
 
 def run(args):

@@ -259,9 +259,9 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
                 self._comm.update(variable, functools.partial(follow, average))
 
 
-def _after(value, tensor):
-    """The value as a tensor that is there once `tensor` is."""
-    with tf.control_dependencies([tensor]):
+def _after(value, tensors):
+    """The value as a tensor that is there once `tensors` are."""
+    with tf.control_dependencies(tensors):
         return tf.identity(value)
 
 
