@@ -144,7 +144,9 @@ class HorovodCommunicator(Communicator):
         return Peers(self.gather, share) if together() else None
 
     def gather(self, value):
-        return self._hvd.allgather_object(value, name="gsnr.gather")
+        # Keras builds optimizers while it traces the train step.
+        with tf.init_scope():
+            return self._hvd.allgather_object(value, name="gsnr.gather")
 
     def broadcast(self, variables, root=0):
         if self.workers == 1 or not together():

@@ -2,13 +2,15 @@
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import rich
 
 from gsnr_tf import launch
-from gsnr_tf.benchmarks import report, sandbox
+from gsnr_tf.benchmarks import overlap, report, sandbox
 
 HELP = "what things cost, side by side"
 RULES = ("lamb", "adam", "momentum", "lars")
@@ -65,6 +67,18 @@ def add_arguments(parser):
         help="in which gradients travel with slices",
     )
     step.set_defaults(measure=_step)
+    overlapping = benchmarks.add_parser(
+        "overlap",
+        help="how much of the exchange is hidden behind backward",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    overlapping.add_argument("--np", type=int, default=2, help="number of ranks")
+    overlapping.add_argument("--layers", type=int, default=8, help="of 1 M parameters")
+    overlapping.add_argument("--steps", type=int, default=8, help="how many to train")
+    overlapping.add_argument(
+        "--timeline", type=Path, help="keep Horovod's timeline in this file"
+    )
+    overlapping.set_defaults(measure=_overlap)
     network = benchmarks.add_parser(
         "network",
         help="the same over links of a given rate, and the bytes they carry",
@@ -116,6 +130,18 @@ def _step(args):
             if code:
                 return code
     return 0
+
+
+def _overlap(args):
+    with tempfile.TemporaryDirectory() as folder:
+        timeline = args.timeline or Path(folder, "timeline.json")
+        os.environ["HOROVOD_TIMELINE"] = str(timeline.resolve())
+        arguments = [f"--layers={args.layers}", f"--steps={args.steps}"]
+        code = launch.on_ranks(args.np, "gsnr_tf.benchmarks.overlap", arguments)
+        if code == 0:
+            # The first step is the one that is compiled.
+            overlap.show(overlap.exchanges(timeline)[1:])
+    return code
 
 
 def _network(args):
