@@ -87,6 +87,10 @@ class HorovodCommunicator(Communicator):
     def __init__(self):
         self._hvd = load()
         self.workers = self._hvd.size()
+        # r ranks of a host send (r+1)/2 times the bytes of an allreduce through its
+        # link with owners, and twice those without. Within one host nothing is shared.
+        several_hosts = self._hvd.cross_size() > 1
+        self.owners_pay = not several_hosts or self._hvd.local_size() <= 3
 
     def run(self, step, *values):
         graph = tf.compat.v1.get_default_graph()

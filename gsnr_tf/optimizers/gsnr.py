@@ -48,7 +48,8 @@ COMMON_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). D
         sharding: "slices" (under Horovod each rank takes the statistics, computes the
             update and keeps the state of one slice; see gsnr_tf/sharding), "none"
             (every worker updates all parameters) or "auto": "slices" wherever there
-            are ranks to share. Defaults to "auto".
+            are ranks to share, but for more than 3 ranks a host on several hosts,
+            which would send more bytes that way. Defaults to "auto".
         bucket_bytes: Int. Gradients travel in buckets of about this size as backward
             yields them, larger ones alone. Defaults to 4 MiB.
         communication_dtype: "float32", "bfloat16" or "float16": how gradients travel
@@ -202,8 +203,8 @@ class GSNROptimizer(DistributedStep):
             )
 
     def _shares_slices(self):
-        can = self._comm.has_owners and self._comm.workers > 1
-        return can and self.sharding != "none"
+        wanted = self._comm.owners_pay if self.sharding == "auto" else self.sharding != "none"
+        return wanted and self._comm.has_owners and self._comm.workers > 1
 
     def _check_slices(self):
         if self._shares_slices():
@@ -220,7 +221,7 @@ class GSNROptimizer(DistributedStep):
                 "Only slices travel in another dtype than float32. Received: "
                 f"communication_dtype='{self.communication_dtype}' and "
                 f"sharding='{self.sharding}' with {workers}. Start under horovodrun "
-                "with sharding='auto', or leave `communication_dtype` out."
+                "with sharding='slices', or leave `communication_dtype` out."
             )
 
     def add_slot(self, variable, name):
