@@ -108,6 +108,18 @@ def add_arguments(parser):
     )  # fmt: skip
     network.add_argument("--json", type=Path, help="also write the measurements here")
     network.set_defaults(measure=_network, refuse=network.error)
+    monitor = benchmarks.add_parser(
+        "monitor",
+        help="a train step with GSNRMonitor and without it",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    monitor.add_argument("--np", type=int, nargs="+", default=[2], help="numbers of ranks")
+    monitor.add_argument("--sharding", choices=["none", "slices"], default="slices")
+    monitor.add_argument("--layers", type=int, default=8, help="of 512 x 512 parameters")
+    monitor.add_argument("--batch", type=int, default=256, help="examples of a rank")
+    monitor.add_argument("--every", type=int, default=10, help="updates a record")
+    monitor.add_argument("--turns", type=int, default=20, help="turns of each")
+    monitor.set_defaults(measure=_monitor)
 
 
 def _step(args):
@@ -182,6 +194,16 @@ def _show(told, args, answers):
         answers.append(told)
     elif not answers and not told["can_delay"] and any(args.delays):
         print("This kernel has no netem, so delay is left out.\n")
+
+
+def _monitor(args):
+    names = ("sharding", "layers", "batch", "every", "turns")
+    options = [f"--{name}={getattr(args, name)}" for name in names]
+    for ranks in args.np:
+        code = launch.on_ranks(ranks, "gsnr_tf.benchmarks.monitor", options)
+        if code:
+            return code
+    return 0
 
 
 def run(args):

@@ -34,6 +34,9 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
     _keeps_spread = False
     _accumulated = ()
     _examples = None
+    # The number of micro-batches in a window, where it may change; see `vary_window`.
+    _varies = False
+    _window_size = None
 
     def build(self, variables):
         """Creates the state of the step and shares the weights of worker 0.
@@ -63,7 +66,15 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         self._skipped = self.add_variable(
             (), dtype="int64", aggregation="only_first_replica", name="skipped_steps"
         )
-        if steps:
+        if self._varies:
+            self._window_size = self.add_variable(
+                (),
+                dtype="int64",
+                initializer=keras.initializers.Constant(steps or 1),
+                aggregation="only_first_replica",
+                name="accumulation_steps",
+            )
+        if steps or self._varies:
             self._window = Window(self._layout, self._keeps_spread)
             self._track_variable(self._window.weight)
             # An attribute of its own, for tf.train.Checkpoint to find.
@@ -83,6 +94,67 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
 
     def check_workers(self):
         """Raises where the rule cannot do with the workers there are."""
+
+    # ---- the window of accumulation ---------------------------------------------
+
+    @property
+    def accumulation_steps(self):
+        """Micro-batches of each worker in an update: an int, or a scalar int64 tensor
+        where they may change."""
+        if self._window_size is None:
+            return self.gradient_accumulation_steps or 1
+        return tf.convert_to_tensor(self._window_size)
+
+    def vary_window(self):
+        """Lets `set_accumulation_steps` change the window of a training under way.
+
+        Its size becomes part of the optimizer's state. To be called before `build`,
+        after loading as before saving.
+
+        Raises:
+            ValueError: The optimizer is already built.
+        """
+        if self.built and self._window_size is None:
+            raise ValueError(
+                "The accumulation window of this optimizer is fixed: it is already "
+                f"built. Received: {self.name}. Call `vary_window()`, or give `fit` "
+                "BatchSizeRamp, before the first step."
+            )
+        self._varies = True
+
+    def set_accumulation_steps(self, steps):
+        """Makes further updates of so many micro-batches of each worker.
+
+        Changes the train step without tracing it anew. All workers must call it alike,
+        outside of a step and at the end of a window. `iterations` still counts updates;
+        a schedule of Keras, which counts calls, would jump.
+
+        Args:
+            steps: Int, at least 1.
+
+        Raises:
+            ValueError: The window may not change, or has begun.
+        """
+        if self._window_size is None:
+            raise ValueError("Call `vary_window()` before the optimizer is built.")
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1. Received: steps={steps}")
+        calls, now = int(self._iterations), int(self.accumulation_steps)
+        if calls % now:
+            raise ValueError(
+                f"The window has begun: {calls % now} of {now} micro-batches are "
+                "accumulated. Change it after an update."
+            )
+        self._iterations.assign(calls // now * steps)
+        self._window_size.assign(steps)
+
+    @property
+    def iterations(self):
+        """Number of updates, as in Keras."""
+        if self._window_size is None:
+            return super().iterations
+        calls = tf.convert_to_tensor(self._iterations)
+        return calls // tf.cast(self.accumulation_steps, calls.dtype)
 
     def whole_state(self):
         return [*self.variables, *self._accumulated]
@@ -136,15 +208,20 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
 
     def _step(self, with_gradient, sample, weight):
         """One call's step, where collectives may be issued."""
-        steps = self.gradient_accumulation_steps
-        if not steps:
+        if not self.gradient_accumulation_steps and self._window_size is None:
             moments = self._comm.each(self._first_sample, sample, weight)
             self._finish(with_gradient, moments, None if weight is not None else 1.0)
             return
         moments = self._comm.each(self._with_sample, sample, weight)
+        steps = self.accumulation_steps
 
         def finish():
-            equal_weight = None if weight is not None else float(steps)
+            equal_weight = None
+            if weight is None:
+                fixed = self._window_size is None
+                equal_weight = (
+                    float(steps) if fixed else tf.cast(steps, self._layout.dtype)
+                )
             self._comm.each(self._window.restart)
             self._finish(with_gradient, moments, equal_weight)
             return True
@@ -158,7 +235,8 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         # up, or begin anew, with no gradient.
         one = tf.ones([], self._iterations.dtype)
         call = self._comm.agreed(self._comm.each(functools.partial(_after, one), sample))
-        tf.cond(tf.equal((self._iterations + call) % steps, 0), finish, wait)
+        calls = self._iterations + call
+        tf.cond(tf.equal(calls % tf.cast(steps, calls.dtype), 0), finish, wait)
 
     def _weight_of(self, weight):
         return tf.ones([], self._layout.dtype) if weight is None else weight
@@ -182,7 +260,7 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
 
         def skip():
             # The window's calls do not count: `iterations` is the number of updates.
-            calls = self.gradient_accumulation_steps or 1
+            calls = tf.cast(self.accumulation_steps, self._iterations.dtype)
             self._comm.update(self._iterations, lambda v: v.assign_sub(calls))
             self._comm.update(self._skipped, lambda v: v.assign_add(1))
             return False

@@ -15,6 +15,7 @@ from gsnr_tf.optimizers.exclusions import (
     selected,
 )
 from gsnr_tf.sharding import BUCKET_BYTES, Slices, Whole
+from gsnr_tf.sharding.watch import Watch
 
 # Below this many samples the mean of r has no finite expectation to speak of.
 _SOUND_SAMPLES = 8
@@ -80,6 +81,7 @@ class GSNROptimizer(DistributedStep):
     """
 
     slots = ()
+    _watch_every = None
     # Whether vectors and scalars (biases, norms) are left undecayed by default.
     exclude_vectors = False
     _needs_variance = True
@@ -148,6 +150,8 @@ class GSNROptimizer(DistributedStep):
         kind = Slices if self._shares_slices() else Whole
         self._parts = kind(self, self._comm, self._layout)
         self._slots = self._parts.slots
+        if self._watch_every:
+            self.watch(self._watch_every)
         self._signal, self._noise = [
             self.add_variable((), aggregation="only_first_replica", name=name)
             for name in ("gradient_sq_norm", "gradient_variance")
@@ -157,6 +161,8 @@ class GSNROptimizer(DistributedStep):
         super().join()
         self._parts = self._parts.joined_by(self._comm)
         self._slots = self._parts.slots
+        if self._watch_every:
+            self.watch(self._watch_every)
 
     def meet(self):
         self._parts.meet()
@@ -172,14 +178,13 @@ class GSNROptimizer(DistributedStep):
         ]
 
     def check_workers(self):
-        """Counts the samples of an update, `samples`; raises where they are too few."""
+        """Decides what a sample is; raises where they are too few."""
         workers, steps = self._comm.workers, self.gradient_accumulation_steps or 1
         if not self.built:
-            by_worker = self.sample == "worker" or (
+            self._by_worker = self.sample == "worker" or (
                 self.sample == "auto" and workers >= _SOUND_SAMPLES
             )
-            self._keeps_spread = steps > 1 and not by_worker
-        self.samples = workers * (steps if self._keeps_spread else 1)
+            self._keeps_spread = (steps > 1 or self._varies) and not self._by_worker
         received = f"{workers} worker(s) and gradient_accumulation_steps={steps}"
         if self.sample != "auto":
             received += f" with sample='{self.sample}'"
@@ -282,6 +287,44 @@ class GSNROptimizer(DistributedStep):
     def state_bytes(self):
         """Bytes of state that the rule keeps on this worker."""
         return self._parts.state_bytes()
+
+    @property
+    def workers(self):
+        """Int, how many workers bring gradients; of a built optimizer."""
+        return self._comm.workers
+
+    @property
+    def samples(self):
+        """Samples of an update, k: an int, or a tensor as `accumulation_steps`."""
+        return self._comm.workers * (1 if self._by_worker else self.accumulation_steps)
+
+    def watch(self, every):
+        """Records every so many updates what `watched` returns.
+
+        Adds operations to train steps that are traced from now on; they change no
+        weight. All workers must watch alike.
+
+        Args:
+            every: Int, at least 1.
+        """
+        if every < 1:
+            raise ValueError(f"every must be at least 1. Received: every={every}")
+        self._watch_every = every
+        if self.built:
+            self._parts.watch = Watch(self, self._comm, self._layout, every)
+
+    def watched_update(self):
+        """Int, the number of the last update on record; 0 before the first."""
+        watch = self._parts.watch if self.built else None
+        return watch.update if watch else 0
+
+    def watched(self):
+        """The last record: `(update, stats.summary.Summary, times)`.
+
+        Times are three numbers in seconds since the epoch: when this worker's samples
+        were there, when those of all were reduced, and when the update was done.
+        """
+        return self._parts.watch.read()
 
     def sharding_report(self):
         """Who owns what, and what it costs: a string for people, one line a worker."""

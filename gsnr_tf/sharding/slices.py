@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from gsnr_tf.sharding.part import Part
-from gsnr_tf.sharding.program import Program
+from gsnr_tf.sharding.program import Program, clip_scales
 from gsnr_tf.sharding.state import SliceState, SlotView
 
 
@@ -65,6 +65,7 @@ class Slices:
             ]
             for slot, state in self._state.items()
         }
+        self.watch = None
 
     def joined_by(self, communicator):
         """The same for other workers, with empty slices."""
@@ -125,6 +126,8 @@ class Slices:
     def end_update(self):
         """To be called in a step after all else."""
         self._changes.assign_add(1)
+        if self.watch:
+            self.watch.mark(2, [])
 
     def reduce(self, moments, equal_weight):
         """Whether all is finite; mean and r of the slices, and sums of each variable.
@@ -134,13 +137,15 @@ class Slices:
             equal_weight: As for `Communicator.reduce_moments`.
         """
         self._loaded.clear()
+        if self.watch:
+            self.watch.mark(0, moments)
         weights = None
         if equal_weight is None:
             weight = moments[0].weight[None]
             weights = self._comm.from_owners(weight, f"{self._name}.weight")
             weights = tf.ensure_shape(weights, [self._comm.workers])
         found = [
-            one.statistics(bucket, weights, equal_weight)
+            one.statistics(bucket, weights, equal_weight, self._optimizer.samples)
             for one, bucket in zip(self._slices, moments)
         ]
         sums = self._shared([sums for _, _, sums in found], "sums")
@@ -150,8 +155,12 @@ class Slices:
     def update(self, with_gradient, reduced, rate, t):
         """Updates all variables; returns Σ mean² and Σ variance."""
         sums = [s for _, _, s in reduced]
+        all_scales = clip_scales(self._optimizer, [s[:, 2] for s in sums])
+        if self.watch:
+            self.watch.mark(1, reduced)
+            self.watch.record(lambda: self._tables(reduced, all_scales, rate, t))
         moving = []
-        for one, statistics, scales in zip(self._slices, reduced, self._clip_scales(sums)):
+        for one, statistics, scales in zip(self._slices, reduced, all_scales):
             if one.activate(with_gradient):
                 moving.append((one, one.direction(*statistics, scales, rate, t)))
         adapting = [(one, u, norms) for one, (u, norms) in moving if norms is not None]
@@ -164,23 +173,23 @@ class Slices:
                 one.receive(theta)
         return tf.unstack(sum(tf.reduce_sum(s[:, 2:], axis=0) for s in sums))
 
+    def _tables(self, reduced, all_scales, rate, t):
+        """What there is to see of each bucket: see `Watch.record`."""
+        seen = [
+            one.seen(*statistics, scales, rate, t)
+            for one, statistics, scales in zip(self._slices, reduced, all_scales)
+        ]
+        return [
+            one.table(sums, all_seen, rate, t)
+            for one, (*_, sums), all_seen in zip(
+                self._slices, reduced, self._shared(seen, "watch")
+            )
+        ]
+
     def _shared(self, tables, name):
         """Sums over all ranks of tables `[variables, columns]`, by one collective."""
         total = self._comm.all_reduce(tf.concat(tables, axis=0), f"{self._name}.{name}")
         return tf.split(total, [table.shape[0] for table in tables])
-
-    def _clip_scales(self, sums):
-        """What clipping by norm multiplies gradients by, `[variables]` of each bucket."""
-        optimizer = self._optimizer
-        squares = [s[:, 2] for s in sums]
-        if optimizer.clipnorm:
-            limit = optimizer.clipnorm
-            return [limit / tf.maximum(tf.sqrt(square), limit) for square in squares]
-        scale = tf.ones([], self._layout.dtype)
-        if optimizer.global_clipnorm:
-            norm = tf.sqrt(sum(tf.reduce_sum(square) for square in squares))
-            scale = optimizer.global_clipnorm / tf.maximum(norm, optimizer.global_clipnorm)
-        return [tf.fill(square.shape, scale) for square in squares]
 
     def state_bytes(self):
         """See `GSNROptimizer.state_bytes`."""
@@ -192,7 +201,7 @@ class Slices:
         optimizer = self._optimizer
         lines = [
             f"{self._comm.workers} ranks, {len(self._slices)} buckets, "
-            f"k={optimizer.samples} samples an update"
+            f"k={int(optimizer.samples)} samples an update"
         ]
         for rank in range(self._comm.workers):
             own = sum(one.owned(rank) for one in self._slices)
@@ -230,7 +239,7 @@ class _Slice:
         others = len(self._bounds) - 2
         return (bucket.size - own) * item + others * own * bucket.weights_dtype.size
 
-    def statistics(self, moments, weights, equal_weight):
+    def statistics(self, moments, weights, equal_weight, number):
         """Sends the samples to their owners: mean, r and the sums of the own part."""
 
         means = self._send(tf.cast(moments.mean, self._wire_dtype), "mean")
@@ -238,7 +247,7 @@ class _Slice:
         if moments.spread is not None:
             # Squares of small gradients are too small for float16.
             spreads = self._send(moments.spread, "spread")
-        return self._program.statistics(means, spreads, weights, equal_weight)
+        return self._program.statistics(means, spreads, weights, equal_weight, number)
 
     def _send(self, vector, name):
         return self._comm.to_owners(vector, self._bounds, f"{self._name}.{name}")
@@ -255,6 +264,14 @@ class _Slice:
         return self._program.direction(
             theta, mean, r, self._slots, sums, scales, rate, t, self._active
         )
+
+    def seen(self, mean, r, sums, scales, rate, t):
+        """`watch.sums_and_counts` of the own part."""
+        theta = [tf.convert_to_tensor(variable) for variable in self._variables]
+        return self._program.seen(theta, mean, r, self._slots, sums, scales, rate, t)
+
+    def table(self, sums, seen, rate, t):
+        return self._program.table(sums, seen, rate, t)
 
     def descend(self, u, norms, rate, t):
         """The new weights of the own part."""

@@ -4,6 +4,8 @@ import functools
 
 import tensorflow as tf
 
+from gsnr_tf.sharding.part import Part
+from gsnr_tf.sharding.program import Program, clip_scales
 from gsnr_tf.stats import multiplier
 
 
@@ -25,6 +27,9 @@ class Whole:
             slot: [optimizer.add_slot(v, slot) for v in optimizer._trainable_variables]
             for slot in optimizer.slots
         }
+        self.watch = None
+        parts = [Part(bucket, 0, bucket.blocks) for bucket in layout.buckets]
+        self._programs = [Program(optimizer, part) for part in parts]
 
     def joined_by(self, communicator):
         """The same for other workers, with the same state."""
@@ -33,10 +38,16 @@ class Whole:
 
     def reduce(self, moments, equal_weight):
         """Whether the mean of all samples is finite; mean and variance of each bucket."""
+        if self.watch:
+            self.watch.mark(0, moments)
         return self._optimizer.reduce_whole(moments, equal_weight)
 
     def update(self, with_gradient, reduced, rate, t):
         """Updates all variables; returns Σ mean² and Σ variance."""
+        if self.watch:
+            self.watch.mark(1, reduced)
+            see = functools.partial(self._tables, rate, t)
+            self.watch.record(lambda: self._comm.each(see, *reduced))
         gradients, multipliers, *totals = self._comm.each(self._weigh, *reduced)
         for index in with_gradient:
             self._comm.update(
@@ -67,6 +78,22 @@ class Whole:
         gradients = optimizer._clip_gradients(means)
         return gradients, multipliers, signal, noise
 
+    def _tables(self, rate, t, means, variances):
+        """What there is to see of each bucket: see `Watch.record`."""
+        weighed = [
+            program.weigh(*program.in_shape(mean, variance), self._optimizer.samples)
+            for program, mean, variance in zip(self._programs, means, variances)
+        ]
+        scales = clip_scales(self._optimizer, [sums[:, 2] for _, sums in weighed])
+        tables = []
+        for program, mean, (r, sums), scale in zip(self._programs, means, weighed, scales):
+            slots = {name: program.cut(slot) for name, slot in self.slots.items()}
+            theta = program.pick(self._optimizer._trainable_variables)
+            (mean,) = program.in_shape(mean)
+            seen = program.seen(theta, mean, r, slots, sums, scale, rate, t)
+            tables.append(program.table(sums, seen, rate, t))
+        return tables
+
     def _apply_rule(self, index, rate, t, variable, gradient, r):
         optimizer = self._optimizer
         step = optimizer.step_of(rate, t, optimizer.decay_of(index))
@@ -85,7 +112,9 @@ class Whole:
         """Nothing to do: every worker has all state."""
 
     def end_update(self):
-        """Nothing to note: every worker has all state."""
+        """To be called in a step after all else."""
+        if self.watch:
+            self.watch.mark(2, [])
 
     def share(self, root):
         """Nothing to do: all state is in variables."""
@@ -98,7 +127,7 @@ class Whole:
         """See `GSNROptimizer.sharding_report`."""
         number = self._layout.size
         return (
-            f"{self._comm.workers} worker(s), k={self._optimizer.samples} samples an "
+            f"{self._comm.workers} worker(s), k={int(self._optimizer.samples)} samples an "
             f"update; each has all {number:,} elements and "
             f"{self.state_bytes():,} bytes of state; reduces "
             f"{2 * number * self._layout.dtype.size:,} bytes an update"
