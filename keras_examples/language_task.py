@@ -1,0 +1,80 @@
+"""Language: byte-level transformers on the text of Python's standard library.
+
+    python keras_examples/language_task.py CausalBytes --batch-size 256
+    python keras_examples/language_task.py MaskedBytes --size large
+    gsnr-tf compare keras_examples/language_task.py:CausalBytes --batch 256,1024
+"""
+
+import keras
+import python_source
+import train
+from keras import layers
+
+from gsnr_tf.compare import Data, Split, Task
+
+SCORED = 500  # windows; to score all of them would take longer than the training
+
+
+class Bytes(Task):
+    """What both models share: the text, the layers, the loss in nats a byte."""
+
+    metric = "loss (nats a byte)"
+    tokens, causal = 256, False
+    learning_rates = {"adam": 0.005, "lamb": 0.02}
+    sizes = {
+        "default": {"width": 48, "depth": 2, "length": 64, "epochs": 0.25},
+        "large": {"width": 256, "depth": 6, "length": 256, "epochs": 3},
+    }
+    # -1 asks nothing.
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+
+    def build_model(self):
+        shown = keras.Input((self.length,), dtype="int32")
+        places = layers.Embedding(self.length, self.width)(keras.ops.arange(self.length))
+        x = layers.Embedding(self.tokens, self.width)(shown) + places
+        for _ in range(self.depth):
+            x = self.block(x)
+        x = layers.LayerNormalization()(x)
+        return keras.Model(shown, layers.Dense(256)(x))
+
+    def block(self, x):
+        """Attention and a dense layer of four times the width, each normalized before."""
+        normal = layers.LayerNormalization()(x)
+        attention = layers.MultiHeadAttention(4, self.width // 4)
+        x = x + attention(normal, normal, use_causal_mask=self.causal)
+        inner = layers.Dense(4 * self.width, activation="relu")(
+            layers.LayerNormalization()(x)
+        )
+        return x + layers.Dense(self.width)(inner)
+
+
+class CausalBytes(Bytes):
+    """Each byte from those before it."""
+
+    causal, target = True, 2.5
+
+    def load(self):
+        def pairs(text, most=None):
+            pieces = python_source.windows(text, self.length + 1)[:most].astype("int32")
+            return Split(pieces[:, :-1], pieces[:, 1:])
+
+        training, validation, test = python_source.load()
+        return Data(pairs(training), pairs(validation, SCORED), pairs(test, SCORED))
+
+
+class MaskedBytes(Bytes):
+    """BERT's task: bytes that were hidden, from those on both sides."""
+
+    tokens, target = 257, 2.8
+
+    def load(self):
+        def pairs(text, seed, most=None):
+            pieces = python_source.windows(text, self.length)[:most]
+            return Split(*python_source.masked(pieces, seed))
+
+        training, validation, test = python_source.load()
+        return Data(pairs(training, 0), pairs(validation, 1, SCORED), pairs(test, 2, SCORED))
+
+
+if __name__ == "__main__":
+    train.main([CausalBytes, MaskedBytes])
