@@ -43,7 +43,7 @@ class Trainer:
         # Horovod's collectives have no XLA kernels.
         self._model.compile(optimizer=optimizer, loss=task.loss, jit_compile=False)
         optimizer.build(self._model.trainable_variables)
-        self._fresh_state = [np.array(variable) for variable in optimizer.variables]
+        self._fresh_state = [keras.ops.convert_to_numpy(v) for v in optimizer.variables]
         self._train = tf.nest.map_structure(tf.constant, tuple(data.train))
         self._update = tf.function(self._update_by_all_samples, autograph=False)
         self._update(self._own(np.arange(batch) % data.train.rows))
