@@ -1,9 +1,9 @@
 """Compares base optimizers with GSNR, each tuned alike, on a task of yours or ours.
 
 Every contender at every batch size searches for its learning rate by the same rule with
-the same number of trials, on the validation split; then it runs at the best with several
-seeds and is scored on the test split, which nothing else saw. A study that was
-interrupted goes on where it was when the same command is given again.
+the same number of trials. The two best rates then run with several seeds; the validation
+split chooses between them, and what was chosen is scored on the test split. A study that
+was interrupted goes on where it was when the same command is given again.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def add_arguments(parser):
     add("--np", type=int, default=1, metavar="N", help="ranks that train together (default: 1)")
     add("--trials", type=int, default=7, metavar="N",
         help="learning rates each contender may try at each batch (default: 7)")  # fmt: skip
-    add("--seeds", type=int, default=3, metavar="N", help="runs at the best (default: 3)")
+    add("--seeds", type=int, default=3, metavar="N", help="runs at each of the two best rates (default: 3)")
     add("--epochs", type=float, metavar="N", help="instead of the task's own")
     add("--target", type=float, metavar="SCORE", help="instead of the task's own")
     add("--size", default="default", help="one of the task's sizes")

@@ -9,6 +9,7 @@ import rich.box
 from rich.table import Table
 
 from gsnr_tf.compare import plots, summary
+from gsnr_tf.compare.study import FINALISTS
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
@@ -37,11 +38,12 @@ def how(study, task):
         "one seed, all by the same search from the same start ("
         + ", ".join(f"{rule} {start:g}" for rule, start in starts.items())
         + "): a factor of 4 to either side, onward while the best lay at the end, then "
-        "between the best and its neighbours. The validation split chose."
+        f"between the best and its neighbours. The best {FINALISTS} ran with {s.seeds} other "
+        "seeds, and the better mean score on the validation split chose."
     )
     yield (
-        f"Scored: {s.seeds} other seeds at the chosen rate, on the test split, which nothing "
-        "else saw. ± is the standard deviation over seeds. Beyond the spread: two means "
+        "Scored: those seeds at the chosen rate, on the test split, which nothing was chosen "
+        "by. ± is the standard deviation over seeds. Beyond the spread: two means "
         "differ by more than both standard deviations together. Of many comparisons some "
         "will pass that by chance."
     )
@@ -55,10 +57,11 @@ def how(study, task):
 def plan(study, jobs, console):
     """Says what will be done, before it is."""
     left = sum(study.runs_left(cell) for cell in study.cells)
-    total = len(study.cells) * (study.settings.trials + study.settings.seeds)
+    each = study.settings.trials + FINALISTS * study.settings.seeds
     console.print(
         f"{len(study.cells)} contenders and batches, {study.settings.trials} trials and "
-        f"{study.settings.seeds} seeds each: {left} of {total} runs to do, {jobs} at a time, "
+        f"{FINALISTS} x {study.settings.seeds} final runs each: {left} of "
+        f"{each * len(study.cells)} runs to do, {jobs} at a time, "
         f"in {study.folder}",
         highlight=False,
     )

@@ -24,7 +24,7 @@ class Settings:
         samples: Int, k of all that do not say.
         ranks: Int, processes that train together.
         trials: Int, learning rates that each contender may try at each batch.
-        seeds: Int, runs at the rate that was chosen.
+        seeds: Int, runs at each of the best rates.
     """
 
     task: str

@@ -1,10 +1,11 @@
-"""A study: every contender at every batch searches alike, then runs with several seeds.
+"""A study: every contender at every batch searches alike, then runs with other seeds.
 
 All that is known is in the run folder's `trials.db`, Optuna's storage: one study for each
 cell's search and one for its runs with other seeds. `results.jsonl` is written from it.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import queue
@@ -19,8 +20,11 @@ from gsnr_tf.compare import search
 from gsnr_tf.compare.contenders import RULES
 from gsnr_tf.compare.workers import Worker
 
-# The runs that choose a learning rate have this seed, those that are scored 1, 2, …
+# The runs of the search have this seed, those after it 1, 2, …
 SEARCH_SEED = 0
+# So many of the best rates are run with the other seeds. The best mean validation score
+# is the one whose test scores count.
+FINALISTS = 2
 
 
 class Study:
@@ -72,15 +76,21 @@ class Study:
         with self._lock:
             return search.tried(self._searches[cell])
 
-    def seeds_left(self, cell):
-        """The seeds that a cell has not been run with."""
+    def finals_left(self, cell):
+        """Pairs of rate and seed that a cell, its search done, has not been run with."""
+        rates = search.finalists(self.tried(cell), FINALISTS)
         with self._lock:
-            done = {trial.params["seed"] for trial in _finished(self._finals[cell])}
-        return [seed for seed in range(1, self.settings.seeds + 1) if seed not in done]
+            rows = [trial.user_attrs["run"] for trial in _finished(self._finals[cell])]
+        done = {(row["learning_rate"], row["seed"]) for row in rows}
+        seeds = range(1, self.settings.seeds + 1)
+        return [pair for pair in itertools.product(rates, seeds) if pair not in done]
 
     def runs_left(self, cell):
         """How many runs a cell still needs."""
-        return self._searches_left(cell) + len(self.seeds_left(cell))
+        searches = self._searches_left(cell)
+        if searches:
+            return searches + FINALISTS * self.settings.seeds
+        return len(self.finals_left(cell))
 
     def _searches_left(self, cell):
         with self._lock:
@@ -99,7 +109,7 @@ class Study:
     # ---- doing it -----------------------------------------------------------------
 
     def run_cell(self, cell, train, say):
-        """Searches, then runs with the other seeds, whatever is not done yet.
+        """Searches, then runs the finalists with other seeds: whatever is not done yet.
 
         Args:
             cell: A `Cell`.
@@ -120,15 +130,14 @@ class Study:
                 study.tell(trial, self._loss(result))
                 self._append(row)
             say(row)
-        rate = search.best_rate(self.tried(cell))
-        for seed in self.seeds_left(cell):
+        for rate, seed in self.finals_left(cell):
             result = train(index, learning_rate=rate, seed=seed, final=True)
-            row = _row(cell, "seed", rate, seed, result)
+            row = _row(cell, "final", rate, seed, result)
             with self._lock:
                 self._finals[cell].add_trial(
                     create_trial(
-                        params={"seed": seed},
-                        distributions={"seed": IntDistribution(0, 10**6)},
+                        params={"learning_rate": rate, "seed": seed},
+                        distributions={**space, "seed": IntDistribution(1, 10**6)},
                         value=self._loss(result),
                         user_attrs={"run": row},
                     )

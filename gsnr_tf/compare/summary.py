@@ -94,16 +94,40 @@ def outcomes(rows, task):
         grouped.setdefault(key, []).append(row)
     found = []
     for key, own in grouped.items():
-        runs = tuple(row for row in own if row["phase"] == "seed")
         rates = {
             row["learning_rate"]: row["validation"] for row in own if row["phase"] == "search"
         }
-        if runs:
-            chosen = runs[0]["learning_rate"]
+        chosen = _chosen(own, task)
+        if chosen is not None:
+            runs = tuple(
+                row
+                for row in own
+                if row["phase"] != "search" and row["learning_rate"] == chosen
+            )
             found.append(
                 Outcome(*key, rates, chosen, runs, task.higher_is_better, task.target)
             )
     return found
+
+
+def _chosen(rows, task):
+    """The finalist with the best mean validation score over its seeds.
+
+    One of which a seed diverged is chosen only if all are like that. `None` if there
+    has been no final run.
+    """
+    finals = {}
+    for row in rows:
+        if row["phase"] != "search":
+            finals.setdefault(row["learning_rate"], []).append(row["validation"])
+
+    def merit(rate):
+        scores = finals[rate]
+        if None in scores:
+            return -math.inf
+        return mean(scores) if task.higher_is_better else -mean(scores)
+
+    return max(finals, key=merit, default=None)
 
 
 def spread(values):

@@ -44,16 +44,16 @@ def test_a_study_that_is_killed_goes_on_where_it_was(tmp_path):
     finally:
         process.end()
     before = rows(tmp_path)
-    assert 5 <= len(before) < 18
+    assert 5 <= len(before) < 24
 
     finished = run(study(tmp_path), SECONDS)
     assert finished.code == 0, finished.output
-    assert f"{18 - len(before)} of 18 runs to do" in finished.output
+    assert f"{24 - len(before)} of 24 runs to do" in finished.output
     after = rows(tmp_path)
     # Seconds and all: nothing was run again.
     assert [row for row in after if row in before] == sorted(before, key=after.index)
     runs = [(r["contender"], r["phase"], r["learning_rate"], r["seed"]) for r in after]
-    assert len(runs) == len(set(runs)) == 3 * (4 + 2)
+    assert len(runs) == len(set(runs)) == 3 * (4 + 2 * 2)
 
     # Piped, it speaks in lines that fit a terminal.
     assert "\x1b" not in finished.output
