@@ -1,9 +1,9 @@
 """Compares base optimizers with GSNR, each tuned alike, on a task of yours or ours.
 
 Every contender at every batch size searches for its learning rate by the same rule with
-the same number of trials. The two best rates then run with several seeds; the validation
-split chooses between them, and what was chosen is scored on the test split. A study that
-was interrupted goes on where it was when the same command is given again.
+the same number of trials. The two best rates then run with several seeds; the
+validation split chooses between them, and what was chosen is scored on the test split.
+A study that was interrupted goes on where it was when the same command is given again.
 """
 
 import argparse
@@ -13,25 +13,32 @@ from pathlib import Path
 HELP = "base against GSNR, each tuned alike, on a task"
 
 
+# fmt: off
 def add_arguments(parser):
     add = parser.add_argument
     add("task", metavar="TASK", help="task.py or task.py:Class, a gsnr_tf.compare.Task")
-    add("--batch", type=_numbers, required=True, metavar="N,N", help="examples an update")
-    add("--optimizers", type=_words, default=("lamb", "adam"), metavar="NAME,NAME",
-        help="of adam, lamb, momentum, lars (default: lamb,adam)")  # fmt: skip
-    add("--gsnr", action="append", metavar="FORM", help="a form of GSNR, such as "
-        "'ceiling=10,second_moment=raw' or 'k=16'; may be repeated (default: 'ceiling=1')")  # fmt: skip
-    add("--samples", type=int, default=8, metavar="K",
-        help="gradient samples an update, over all ranks (default: 8)")  # fmt: skip
-    add("--np", type=int, default=1, metavar="N", help="ranks that train together (default: 1)")
-    add("--trials", type=int, default=7, metavar="N",
-        help="learning rates each contender may try at each batch (default: 7)")  # fmt: skip
-    add("--seeds", type=int, default=3, metavar="N", help="runs at each of the two best rates (default: 3)")
+    add("--batch", type=_numbers, metavar="N,N", required=True,
+        help="examples an update")
+    add("--optimizers", type=_words, metavar="NAME,NAME", default=("lamb", "adam"),
+        help="of adam, lamb, momentum, lars (default: lamb,adam)")
+    add("--gsnr", action="append", metavar="FORM",
+        help="a form of GSNR, such as 'ceiling=10,second_moment=raw' or 'k=16'; may be "
+        "repeated (default: 'ceiling=1')")
+    add("--samples", type=int, metavar="K", default=8,
+        help="gradient samples an update, over all ranks (default: 8)")
+    add("--np", type=int, metavar="N", default=1,
+        help="ranks that train together (default: 1)")
+    add("--trials", type=int, metavar="N", default=7,
+        help="learning rates each contender may try at each batch (default: 7)")
+    add("--seeds", type=int, metavar="N", default=3,
+        help="runs at each of the two best rates (default: 3)")
     add("--epochs", type=float, metavar="N", help="instead of the task's own")
     add("--target", type=float, metavar="SCORE", help="instead of the task's own")
     add("--size", default="default", help="one of the task's sizes")
     add("--jobs", type=int, metavar="N", help="runs at a time (default: cores / np)")
-    add("--out", type=Path, metavar="DIR", help="run folder (default: runs/compare/TASK)")
+    add("--out", type=Path, metavar="DIR",
+        help="run folder (default: runs/compare/TASK)")
+# fmt: on
 
 
 def _numbers(text):

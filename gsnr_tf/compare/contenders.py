@@ -106,9 +106,7 @@ def contenders_of(rule, forms, samples):
         ValueError: A form names an argument that no rule has, or a value out of range.
     """
     if rule not in RULES:
-        raise ValueError(
-            f"The optimizers are {', '.join(RULES)}. Received: {rule!r}"
-        )
+        raise ValueError(f"The optimizers are {', '.join(RULES)}. Received: {rule!r}")
     chosen = [Contender(rule, "base", samples)] if RULES[rule].base else []
     chosen.append(Contender(rule, "control", samples, SWITCHED_OFF))
     everyone = set().union(*map(_arguments, RULES))
@@ -118,8 +116,7 @@ def contenders_of(rule, forms, samples):
         unknown = form.keys() - everyone
         if unknown:
             raise ValueError(
-                f"No GSNR optimizer has the argument {min(unknown)!r}. "
-                f"Received: {form}"
+                f"No GSNR optimizer has the argument {min(unknown)!r}. Received: {form}"
             )
         if form.keys() <= _arguments(rule):
             # k is part of the name where it is not everyone's.

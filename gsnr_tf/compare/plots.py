@@ -42,14 +42,18 @@ def results(found, optimizer, metric):
     better = "train − test" if own[0].higher_is_better else "test − train"
     _with_bars(axes[0, 1], own, looks, lambda o: o.gaps, f"Gap of {metric}: {better}")
     _to_target(axes[1, 0], own, looks, "update", "Updates to the target (median)")
-    _to_target(axes[1, 1], own, looks, "seconds", "Seconds of training to the target (median)")
+    _to_target(
+        axes[1, 1], own, looks, "seconds", "Seconds of training to the target (median)"
+    )
     for axis in axes.flat:
         _batch_axis(axis, own)
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center",
         ncols=2, frameon=False,
     )  # fmt: skip
-    figure.suptitle(f"{optimizer}: mean and standard deviation over {len(own[0].runs)} seeds")
+    figure.suptitle(
+        f"{optimizer}: mean and standard deviation over {len(own[0].runs)} seeds"
+    )
     return figure
 
 
@@ -64,7 +68,7 @@ def _batch_axis(axis, own):
 
 
 def _by_contender(own):
-    """Contenders of one optimizer, each with its outcomes by batch and a sideways shift.
+    """Contenders of one optimizer: name, outcomes by batch, and a sideways shift.
 
     The shift, a factor, keeps bars from covering each other.
     """
@@ -101,7 +105,13 @@ def _to_target(axis, own, looks, what, label):
         axis.plot([x for x, _ in hit], [y for _, y in hit], label=name, **looks[name])
         missed = [x for x, y in points if known and y is not None and math.isinf(y)]
         if missed:  # an empty line that is not clipped would confuse the layout
-            axis.plot(missed, [top] * len(missed), "x", color=looks[name]["color"], clip_on=False)
+            axis.plot(
+                missed,
+                [top] * len(missed),
+                "x",
+                color=looks[name]["color"],
+                clip_on=False,
+            )
     if known:
         axis.set_ylim(0, top)
         axis.set_title("× at the top: missed", fontsize=9, loc="right")
@@ -124,9 +134,11 @@ def rates(found, optimizer, metric):
         here = [outcome for outcome in own if outcome.batch == batch]
         for outcome in here:
             _curve(axis, outcome, looks[outcome.contender])
-        # What fails altogether would press the rest flat, so the worst third is cut off.
+        # What fails altogether would press the rest flat: cut off the worst third.
         good = [s for o in here for s in o.rates.values() if s is not None]
-        best = sorted(good, reverse=own[0].higher_is_better)[: max(2, 2 * len(good) // 3)]
+        best = sorted(good, reverse=own[0].higher_is_better)[
+            : max(2, 2 * len(good) // 3)
+        ]
         if best:
             margin = 0.1 * (max(best) - min(best)) or 0.01
             axis.set_ylim(min(best) - margin, max(best) + margin)
@@ -146,7 +158,9 @@ def rates(found, optimizer, metric):
 
 def _curve(axis, outcome, look):
     points = sorted((r, s) for r, s in outcome.rates.items() if s is not None)
-    axis.plot(*zip(*points), label=outcome.contender, markersize=4, **look) if points else None
+    axis.plot(
+        *zip(*points), label=outcome.contender, markersize=4, **look
+    ) if points else None
     chosen = outcome.rates[outcome.learning_rate]
     if chosen is not None:
         axis.plot(
@@ -155,4 +169,6 @@ def _curve(axis, outcome, look):
         )  # fmt: skip
     for rate, score in outcome.rates.items():
         if score is None:
-            axis.axvline(rate, color=look["color"], linewidth=0.8, alpha=0.4, linestyle=":")
+            axis.axvline(
+                rate, color=look["color"], linewidth=0.8, alpha=0.4, linestyle=":"
+            )

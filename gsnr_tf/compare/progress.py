@@ -50,7 +50,9 @@ class StudyProgress:
             name = f"{row['optimizer']} {row['batch']:,} {row['contender']}"
             self._bar.update(self._task, completed=done, left=told, last=name)
             if self._bar.disable and not self._left[key]:
-                self._console.print(f"{done}/{self._total} runs, {told}: {name}", soft_wrap=True)
+                self._console.print(
+                    f"{done}/{self._total} runs, {told}: {name}", soft_wrap=True
+                )
 
 
 def _key(cell):

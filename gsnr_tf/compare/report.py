@@ -17,7 +17,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ccc; }
 th { border-bottom: 2px solid #111; } td.left, th.left { text-align: left; }
-tr.first td { border-top: 2px solid #888; }
+tr.first td { border-top: 2px solid #888; } td:nth-child(n+3) { white-space: nowrap; }
 img { max-width: 100%; height: auto; } li { margin: .3rem 0; }
 @media print { h2 { break-before: page; } img, table { break-inside: avoid; } }
 """
@@ -29,28 +29,29 @@ def how(study, task):
     starts = {cell.contender.rule: study.start_of(cell) for cell in study.cells}
     ranks = f" on {s.ranks} ranks" if s.ranks > 1 else ""
     yield (
-        f"{s.task}, size {s.size}: {task.epochs:g} epochs for every run. Updates by k = "
-        f"{s.samples} gradient samples{ranks} where a form does not say otherwise, base and "
-        "control included; warm-up over a tenth of the updates, then a cosine to 0."
+        f"{s.task}, size {s.size}: {task.epochs:g} epochs for every run. Updates by "
+        f"k = {s.samples} gradient samples{ranks} where a form does not say otherwise, "
+        "base and control included; warm-up over a tenth of the updates, then a cosine "
+        "to 0."
     )
     yield (
-        f"Tuned alike: at each batch every contender tried {s.trials} learning rates with "
-        "one seed, all by the same search from the same start ("
+        f"Tuned alike: at each batch every contender tried {s.trials} learning rates "
+        "with one seed, all by the same search from the same start ("
         + ", ".join(f"{rule} {start:g}" for rule, start in starts.items())
         + "): a factor of 4 to either side, onward while the best lay at the end, then "
-        f"between the best and its neighbours. The best {FINALISTS} ran with {s.seeds} other "
-        "seeds, and the better mean score on the validation split chose."
+        f"between the best and its neighbours. The best {FINALISTS} ran with {s.seeds} "
+        "other seeds, and the better mean score on the validation split chose."
     )
     yield (
-        "Scored: those seeds at the chosen rate, on the test split, which nothing was chosen "
-        "by. ± is the standard deviation over seeds. Beyond the spread: two means "
-        "differ by more than both standard deviations together. Of many comparisons some "
-        "will pass that by chance."
+        "Scored: those seeds at the chosen rate, on the test split, which nothing was "
+        "chosen by. ± is the standard deviation over seeds. Beyond the spread: two means "
+        "differ by more than both standard deviations together. Of many comparisons "
+        "some will pass that by chance."
     )
     if task.target is not None:
         yield (
-            f"Target: a validation {task.metric} of {task.target:g}. Medians over seeds; a "
-            "run that misses it counts as infinite."
+            f"Target: a validation {task.metric} of {task.target:g}. Medians over seeds; "
+            "a run that misses it counts as infinite."
         )
 
 
@@ -59,8 +60,8 @@ def plan(study, jobs, console):
     left = sum(study.runs_left(cell) for cell in study.cells)
     each = study.settings.trials + FINALISTS * study.settings.seeds
     console.print(
-        f"{len(study.cells)} contenders and batches, {study.settings.trials} trials and "
-        f"{FINALISTS} x {study.settings.seeds} final runs each: {left} of "
+        f"{len(study.cells)} contenders and batches, {study.settings.trials} trials "
+        f"and {FINALISTS} x {study.settings.seeds} final runs each: {left} of "
         f"{each * len(study.cells)} runs to do, {jobs} at a time, "
         f"in {study.folder}",
         highlight=False,
@@ -122,7 +123,9 @@ def _terminal_table(found, optimizer, task):
             table.add_section()
         batch, contender, rate, test, gap, *target = _cells(outcome)
         gap = gap.split(" ")[0]
-        table.add_row("" if last == outcome.batch else batch, contender, rate, test, gap, *target)
+        table.add_row(
+            "" if last == outcome.batch else batch, contender, rate, test, gap, *target
+        )
         last = outcome.batch
     return table
 
@@ -137,11 +140,14 @@ def page(study, task, found):
         for name, draw in (("results", plots.results), ("rates", plots.rates)):
             figure = draw(found, optimizer, task.metric)
             file = study.folder / f"{name}-{optimizer}.png"
-            body.append(_picture(figure, file, f"{optimizer}: {name}, numbers in the table"))
+            body.append(
+                _picture(figure, file, f"{optimizer}: {name}, numbers in the table")
+            )
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}'
-        f"</title><style>{STYLE}</style></head>\n<body>{chr(10).join(body)}</body></html>\n"
+        f'<meta name="viewport" content="width=device-width">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body>{chr(10).join(body)}</body></html>\n"
     )
 
 
@@ -151,8 +157,8 @@ def _list(lines):
 
 def _html_table(found, optimizer, task):
     heads = [
-        "batch", "contender", "k", "learning rate", f"test {task.metric}", "train-test gap",
-        "updates to target", "seconds to target", "seconds a run",
+        "batch", "contender", "k", "learning rate", f"test {task.metric}",
+        "train-test gap", "updates to target", "seconds to target", "seconds a run",
     ]  # fmt: skip
     rows, last = [], None
     for outcome in (o for o in found if o.optimizer == optimizer):

@@ -105,7 +105,7 @@ class Cell:
 
 
 def check(settings, task, data):
-    """Raises ValueError where the settings do not fit the task, before anything runs."""
+    """Raises ValueError where the settings do not fit the task."""
     counts = ("samples", "ranks", "trials", "seeds")
     for name in counts:
         if getattr(settings, name) < 1:
@@ -116,7 +116,9 @@ def check(settings, task, data):
         )
     for rule in settings.optimizers:
         if rule not in RULES:
-            raise ValueError(f"The optimizers are {', '.join(RULES)}. Received: {rule!r}")
+            raise ValueError(
+                f"The optimizers are {', '.join(RULES)}. Received: {rule!r}"
+            )
     for cell in settings.cells():
         k = cell.contender.samples
         if k < 2 or k % settings.ranks:
@@ -132,6 +134,6 @@ def check(settings, task, data):
             )
         if updates_of(task, data.train.rows, cell.batch) < 1:
             raise ValueError(
-                f"{task.epochs:g} epochs of {data.train.rows:,} examples hold no batch of "
-                f"{cell.batch:,}. Take a smaller batch or more epochs."
+                f"{task.epochs:g} epochs of {data.train.rows:,} examples hold no batch "
+                f"of {cell.batch:,}. Take a smaller batch or more epochs."
             )

@@ -1,7 +1,8 @@
 """A study: every contender at every batch searches alike, then runs with other seeds.
 
-All that is known is in the run folder's `trials.db`, Optuna's storage: one study for each
-cell's search and one for its runs with other seeds. `results.jsonl` is written from it.
+All that is known is in the run folder's `trials.db`, Optuna's storage: one study for
+each cell's search and one for its runs with other seeds. `results.jsonl` is written
+from it.
 """
 
 import contextlib
@@ -77,7 +78,7 @@ class Study:
             return search.tried(self._searches[cell])
 
     def finals_left(self, cell):
-        """Pairs of rate and seed that a cell, its search done, has not been run with."""
+        """Pairs of rate and seed that a cell, its search done, still needs."""
         rates = search.finalists(self.tried(cell), FINALISTS)
         with self._lock:
             rows = [trial.user_attrs["run"] for trial in _finished(self._finals[cell])]

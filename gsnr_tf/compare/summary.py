@@ -49,6 +49,14 @@ class Outcome:
         return [run["test"] for run in self.runs if not run["diverged"]]
 
     @property
+    def validation_merit(self):
+        """Mean validation score of the seeds that trained; more is better."""
+        sign = 1 if self.higher_is_better else -1
+        return sign * mean(
+            run["validation"] for run in self.runs if not run["diverged"]
+        )
+
+    @property
     def gaps(self):
         """By how much the score is better on training rows than on test rows."""
         sign = 1 if self.higher_is_better else -1
@@ -95,7 +103,9 @@ def outcomes(rows, task):
     found = []
     for key, own in grouped.items():
         rates = {
-            row["learning_rate"]: row["validation"] for row in own if row["phase"] == "search"
+            row["learning_rate"]: row["validation"]
+            for row in own
+            if row["phase"] == "search"
         }
         chosen = _chosen(own, task)
         if chosen is not None:
@@ -178,7 +188,8 @@ def _verdict(here):
     base = rival(scored, scored[0])
     if base is None or not forms:
         return "there is nothing to compare."
-    best = _best(forms)
+    # By validation: the best of many by test would be in part the luckiest.
+    best = max(forms, key=lambda form: form.validation_merit)
     result = beyond_the_spread(best, base)
     numbers = f"{told(best)} against {told(base)}"
     if result is None:
@@ -186,7 +197,9 @@ def _verdict(here):
     if result == "better":
         sentence = f"GSNR is ahead beyond the spread, {numbers}."
     elif result == "worse":
-        sentence = f"{base.contender} is ahead of every form beyond the spread, {numbers}."
+        every = all(beyond_the_spread(form, base) == "worse" for form in forms)
+        whom = "every form" if every else "the form that validation prefers"
+        sentence = f"{base.contender} is ahead of {whom} beyond the spread, {numbers}."
     else:
         sentence = f"no difference beyond the spread, {numbers}."
     return sentence + _against_control(scored, best, base, result)
@@ -200,10 +213,6 @@ def _against_control(scored, best, base, result):
     remains = beyond_the_spread(best, control)
     verb = "is" if remains == "better" else "is not"
     return f" Against the control ({told(control)}) it {verb} ahead beyond the spread."
-
-
-def _best(those):
-    return max(those, key=lambda outcome: outcome.lead(those[0]))
 
 
 def tallies(found):
@@ -253,8 +262,8 @@ def cautions(found):
         name = f"{outcome.optimizer}, batch {outcome.batch:,}, {outcome.contender}"
         if outcome.on_the_edge:
             yield (
-                f"{name}: the best learning rate, {outcome.learning_rate:.3g}, lies at the "
-                "edge of those tried. A better one may lie beyond; allow more trials."
+                f"{name}: the best learning rate, {outcome.learning_rate:.3g}, lies at "
+                "the edge of those tried. A better one may lie beyond; allow more trials."
             )
         if outcome.diverged:
             yield f"{name}: {outcome.diverged} of {len(outcome.runs)} seeds diverged."

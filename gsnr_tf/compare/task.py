@@ -83,7 +83,7 @@ class Task(abc.ABC):
         """
 
     def score(self, model, features, targets):
-        """How good the compiled model is on these rows, a float. By default, its loss."""
+        """How good the compiled model is on these rows, a float: by default, its loss."""
         return model.evaluate(features, targets, batch_size=1000, verbose=0)
 
     def better(self, one, other):

@@ -80,7 +80,12 @@ class Trainer:
             loss, score = float(np.mean([of_rank for of_rank, _ in said])), said[0][1]
             if not (math.isfinite(loss) and math.isfinite(score)):
                 return self._result(history, seconds, done, diverged=True)
-            row = {"update": done, "seconds": seconds, "loss": loss, "validation": score}
+            row = {
+                "update": done,
+                "seconds": seconds,
+                "loss": loss,
+                "validation": score,
+            }
             history.append(row)
         result = self._result(history, seconds, done, diverged=False)
         if final:
@@ -122,7 +127,9 @@ class Trainer:
 
     def _order(self, seed, epoch):
         if getattr(self, "_last_order", (None,))[0] != (seed, epoch):
-            order = np.random.default_rng([seed, epoch]).permutation(self._data.train.rows)
+            order = np.random.default_rng([seed, epoch]).permutation(
+                self._data.train.rows
+            )
             self._last_order = (seed, epoch), order
         return self._last_order[1]
 
@@ -134,7 +141,9 @@ class Trainer:
     def _update_by_all_samples(self, samples):
         def one(index):
             rows = samples[index]
-            batch = tf.nest.map_structure(lambda column: tf.gather(column, rows), self._train)
+            batch = tf.nest.map_structure(
+                lambda column: tf.gather(column, rows), self._train
+            )
             self._model.train_step(batch)
             return index + 1
 

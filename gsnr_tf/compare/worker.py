@@ -3,8 +3,8 @@
     python -m gsnr_tf.compare.worker RUN_DIR
 
 `workers.Worker` starts it and tells it what to train, over a socket, in lines of JSON:
-`{"cell": 3, "run": {…}}` for `Trainer.run(**run)` on cell 3 of the settings, answered by
-its result or `{"error": …}`. It ends when that socket closes: nobody is left training
+`{"cell": 3, "run": {…}}` for `Trainer.run(**run)` on cell 3 of the settings, answered
+by its result or `{"error": …}`. It ends when that socket closes: nobody is left training
 after the study was killed.
 """
 

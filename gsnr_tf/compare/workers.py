@@ -36,12 +36,19 @@ class Worker:
         port = self._server.getsockname()[1]
         with open(self._log, "w") as log:
             self._process = subprocess.Popen(
-                [*_launcher(ranks), sys.executable, "-m", "gsnr_tf.compare.worker", folder],
+                [
+                    *_launcher(ranks),
+                    sys.executable,
+                    "-m",
+                    "gsnr_tf.compare.worker",
+                    folder,
+                ],
                 env={**os.environ, **ONE_THREAD, ADDRESS: f"{port} {self._word}"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the study, which ends its workers
+                # Ctrl-C is for the study, which ends its workers.
+                start_new_session=True,
             )
         self._connection = None
 

@@ -64,13 +64,19 @@ def test_a_form_is_read_and_named():
     form = parse_form("ceiling=10, second_moment=raw, k=16")
     assert form == {"ceiling": 10.0, "second_moment": "raw", "k": 16}
     contender = contenders_of("lamb", [form], 8)[-1]
-    assert (contender.label, contender.samples) == ("GSNR ceiling=10 second_moment=raw", 16)
+    assert (contender.label, contender.samples) == (
+        "GSNR ceiling=10 second_moment=raw",
+        16,
+    )
     optimizer = contender.optimizer(0.1, 16)
     assert (optimizer.ceiling, optimizer.second_moment) == (10.0, "raw")
 
 
 def test_base_and_control_are_always_there_but_lars_has_no_base():
-    kinds = {rule: [c.kind for c in contenders_of(rule, [{}], 8)] for rule in ("adam", "lars")}
+    kinds = {
+        rule: [c.kind for c in contenders_of(rule, [{}], 8)]
+        for rule in ("adam", "lars")
+    }
     assert kinds == {"adam": ["base", "control", "gsnr"], "lars": ["control", "gsnr"]}
     control = contenders_of("adam", [], 8)[1].optimizer(0.1, 8)
     assert control.gamma == control.ceiling == 1
@@ -124,7 +130,9 @@ def plane():
         ({"optimizers": ("adagrad",)}, "adam, lamb.*Received: 'adagrad'"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_before_anything_runs(plane, changed, says):
+def test_settings_that_cannot_work_are_refused_before_anything_runs(
+    plane, changed, says
+):
     with pytest.raises(ValueError, match=says):
         check(settings(**changed), plane, plane.load())
 
@@ -141,7 +149,7 @@ class Killed(Exception):
 
 
 def pretend(study, die_after=math.inf):
-    """A `train` whose results depend on what it is asked alone, and a log of the calls."""
+    """A `train` whose results depend on its arguments alone, and a log of the calls."""
     calls = []
 
     def train(index, learning_rate, seed, final):
@@ -205,15 +213,17 @@ def test_the_two_best_rates_of_the_search_run_with_other_seeds(finished):
 def final(rate, seed, validation, test):
     return {
         "phase": "final", "optimizer": "adam", "batch": 64, "contender": "base",
-        "samples": 8, "learning_rate": rate, "seed": seed, "diverged": validation is None,
-        "validation": validation, "test": test,
+        "samples": 8, "learning_rate": rate, "seed": seed,
+        "diverged": validation is None, "validation": validation, "test": test,
     }  # fmt: skip
 
 
 def test_validation_over_all_seeds_chooses_and_test_scores_do_not(plane):
     lucky = [final(0.1, 1, 0.2, 0.0), final(0.1, 2, 0.9, 0.0)]
     steady = [final(0.2, 1, 0.4, 9.0), final(0.2, 2, 0.4, 9.0)]
-    searched = [{**final(rate, 0, 0.1 + rate, None), "phase": "search"} for rate in (0.1, 0.2)]
+    searched = [
+        {**final(rate, 0, 0.1 + rate, None), "phase": "search"} for rate in (0.1, 0.2)
+    ]
     [chosen] = outcomes([*searched, *lucky, *steady], plane)
     assert (chosen.learning_rate, chosen.scores) == (0.2, [9.0, 9.0])
     diverging = [final(0.3, 1, 0.1, 0.0), final(0.3, 2, None, None)]
@@ -250,7 +260,7 @@ def test_settings_come_back_from_the_folder(finished, tmp_path):
     assert Settings.read(tmp_path / "whole") == settings()
 
 
-# ---- what it amounts to ---------------------------------------------------------------
+# ---- what it amounts to -------------------------------------------------------------
 
 
 def outcome(contender, scores, batch=64, **changed):
@@ -262,7 +272,8 @@ def outcome(contender, scores, batch=64, **changed):
             {"update": 20, "seconds": 2.0, "validation": score},
         ]
         return {
-            "diverged": False, "test": score, "train": score + 0.05, "history": crossing,
+            "diverged": False, "validation": score, "test": score,
+            "train": score + 0.05, "history": crossing,
         }  # fmt: skip
 
     values = {
@@ -320,10 +331,26 @@ def test_the_verdict_says_who_won_also_when_it_is_base():
     assert "GSNR is ahead beyond the spread, GSNR ceiling=1 0.7750" in won
     assert "Against the control (control 0.7650 ± 0.0071) it is not ahead" in won
     assert "base is ahead of every form beyond the spread" in verdict(base, behind)
-    assert "no difference beyond the spread" in verdict(base, outcome("GSNR", [0.70, 0.72]))
+    assert "no difference beyond the spread" in verdict(
+        base, outcome("GSNR", [0.70, 0.72])
+    )
     one_seed = verdict(outcome("base", [0.7]), outcome("GSNR", [0.9]))
     assert "One seed cannot tell" in one_seed
-    assert "every run diverged" in verdict(outcome("base", [None]), outcome("GSNR", [None]))
+    assert "every run diverged" in verdict(
+        outcome("base", [None]), outcome("GSNR", [None])
+    )
+
+
+def test_the_form_that_is_told_of_is_the_one_that_validation_prefers():
+    """The best of several by test score would be in part the luckiest."""
+    base = outcome("base", [0.70, 0.71])
+    preferred = outcome("GSNR a", [0.60, 0.61])
+    for run in preferred.runs:
+        run["validation"] = 0.9
+    lucky = outcome("GSNR b", [0.80, 0.81])
+    assert "base is ahead of the form that validation prefers" in verdict(
+        base, preferred, lucky
+    )
 
 
 def test_how_far_the_batch_can_grow():

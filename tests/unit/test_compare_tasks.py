@@ -57,15 +57,25 @@ def test_a_size_sets_attributes_and_others_are_refused():
 
 
 def split(rows=4, targets=None):
-    return Split({"x": np.zeros([rows, 2])}, np.zeros(rows if targets is None else targets))
+    return Split(
+        {"x": np.zeros([rows, 2])}, np.zeros(rows if targets is None else targets)
+    )
 
 
 @pytest.mark.parametrize(
     ("data", "error", "says"),
     [
         (([], [], []), TypeError, r"returns a .*Data.*Received: tuple"),
-        (Data(split(), split(), (1, 2)), TypeError, "test split must be.*Received: tuple"),
-        (Data(split(), split(4, 3), split()), ValueError, r"validation.*Received: \[3, 4\]"),
+        (
+            Data(split(), split(), (1, 2)),
+            TypeError,
+            "test split must be.*Received: tuple",
+        ),
+        (
+            Data(split(), split(4, 3), split()),
+            ValueError,
+            r"validation.*Received: \[3, 4\]",
+        ),
         (Data(split(0), split(), split()), ValueError, r"train.*Received: \[0\]"),
     ],
 )
@@ -144,7 +154,9 @@ def test_it_trains_as_fit_does(plane):
 def test_every_epoch_sees_every_row_once_also_where_batches_cross_its_end(plane):
     trainer = train(plane, batch=96)
     assert trainer.updates == 4 * 640 // 96
-    rows = np.concatenate([trainer._rows(7, update) for update in range(trainer.updates)])
+    rows = np.concatenate(
+        [trainer._rows(7, update) for update in range(trainer.updates)]
+    )
     for epoch in range(4):
         seen = rows[640 * epoch : 640 * (epoch + 1)]
         assert len(set(seen)) == len(seen)

@@ -39,7 +39,9 @@ def test_another_file_is_no_idx_file(tmp_path):
         fashion_mnist.read_idx(tmp_path / "x.gz")
 
 
-@pytest.mark.skipif(not fashion_mnist.DEBIAN.is_dir(), reason="no dataset-fashion-mnist")
+@pytest.mark.skipif(
+    not fashion_mnist.DEBIAN.is_dir(), reason="no dataset-fashion-mnist"
+)
 def test_fashion_mnist_is_split_as_said():
     splits = fashion_mnist.load()
     assert [pictures.shape for pictures, _ in splits] == [
@@ -72,7 +74,9 @@ def test_no_file_of_the_library_is_in_two_splits(library):
     assert "hidden" not in set.union(*numbers)
     train, validation, test = map(len, numbers)
     assert 210 < train < 270 and 12 < validation < 50 and 12 < test < 50
-    assert [len(text) for text in python_source.load(library)] == [len(t) for t in splits]
+    assert [len(text) for text in python_source.load(library)] == [
+        len(t) for t in splits
+    ]
 
 
 def test_a_library_that_is_not_there_is_told(tmp_path):
