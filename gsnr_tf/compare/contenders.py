@@ -45,12 +45,14 @@ class Contender:
         kind: "base", "control" or "gsnr".
         samples: k, how many samples of the gradient an update has.
         arguments: Pairs of an argument of the GSNR optimizer and its value.
+        own_samples: Whether its k is its own, and so part of its name.
     """
 
     rule: str
     kind: str
     samples: int
     arguments: tuple = ()
+    own_samples: bool = False
 
     @property
     def label(self):
@@ -58,6 +60,8 @@ class Contender:
         if self.kind != "gsnr":
             return self.kind
         words = [f"{name}={_plain(value)}" for name, value in self.arguments]
+        if self.own_samples:
+            words.append(f"k={self.samples}")
         return " ".join(["GSNR", *words])
 
     def optimizer(self, learning_rate, accumulation_steps):
@@ -111,16 +115,15 @@ def contenders_of(rule, forms, samples):
     chosen.append(Contender(rule, "control", samples, SWITCHED_OFF))
     everyone = set().union(*map(_arguments, RULES))
     for form in forms:
-        form = dict(form)
-        k = form.pop("k", samples)
-        unknown = form.keys() - everyone
+        arguments = {name: value for name, value in form.items() if name != "k"}
+        unknown = arguments.keys() - everyone
         if unknown:
             raise ValueError(
                 f"No GSNR optimizer has the argument {min(unknown)!r}. Received: {form}"
             )
-        if form.keys() <= _arguments(rule):
-            # k is part of the name where it is not everyone's.
-            chosen.append(Contender(rule, "gsnr", k, tuple(sorted(form.items()))))
+        if arguments.keys() <= _arguments(rule):
+            pairs, k = tuple(sorted(arguments.items())), form.get("k", samples)
+            chosen.append(Contender(rule, "gsnr", k, pairs, "k" in form))
     for contender in chosen:
         contender.optimizer(0.1, max(2, contender.samples))  # raises what it refuses
     return list(dict.fromkeys(chosen))

@@ -95,8 +95,8 @@ def _to_target(axis, own, looks, what, label):
     known = [m for m in medians if m is not None and math.isfinite(m)]
     axis.set_ylabel(label)
     if not known:
-        axis.text(0.5, 0.5, "the target was missed" if own[0].target is not None
-                  else "no target was set", transform=axis.transAxes, ha="center")  # fmt: skip
+        missed = "no target was set" if own[0].target is None else "all missed the target"
+        axis.text(0.5, 0.5, missed, transform=axis.transAxes, ha="center")
         axis.set_yticks([])
     top = 1.25 * max(known, default=1)
     for name, line, shift in _by_contender(own):

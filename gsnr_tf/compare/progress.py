@@ -23,7 +23,7 @@ class StudyProgress:
         self._start, self._lock = time.monotonic(), threading.Lock()
         self._bar = Progress(
             TextColumn("{task.completed}/{task.total} runs"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[left]}  {task.fields[last]}"),
             console=console,
             disable=not console.is_terminal,

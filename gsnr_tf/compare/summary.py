@@ -221,9 +221,8 @@ def tallies(found):
     for outcome in found:
         other = rival(found, outcome)
         if outcome.is_gsnr and other is not None:
-            name = f"{outcome.contender}, k={outcome.samples}"
             result = beyond_the_spread(outcome, other)
-            results.setdefault(name, []).append(result)
+            results.setdefault(outcome.contender, []).append(result)
     for name, each in results.items():
         yield (
             f"{name}: ahead of base beyond the spread in {each.count('better')} of "

@@ -72,6 +72,12 @@ def test_a_form_is_read_and_named():
     assert (optimizer.ceiling, optimizer.second_moment) == (10.0, "raw")
 
 
+def test_k_is_part_of_a_name_where_it_is_a_form_s_own():
+    forms = [parse_form(text) for text in ("ceiling=1", "k=4", "k=16")]
+    labels = [contender.label for contender in contenders_of("adam", forms, 8)]
+    assert labels == ["base", "control", "GSNR ceiling=1", "GSNR k=4", "GSNR k=16"]
+
+
 def test_base_and_control_are_always_there_but_lars_has_no_base():
     kinds = {
         rule: [c.kind for c in contenders_of(rule, [{}], 8)]
