@@ -6,6 +6,7 @@ from it.
 """
 
 import contextlib
+import fcntl
 import itertools
 import json
 import math
@@ -35,10 +36,14 @@ class Study:
         settings: `Settings`, written to the folder or found there.
         folder: `Path`.
         task: The `Task`.
+
+    Raises:
+        ValueError: The folder holds another study, or another process works on it.
     """
 
     def __init__(self, settings, folder, task):
         settings.write(folder)
+        self._alone = _only_user_of(folder)
         self.settings, self.folder, self._task = settings, folder, task
         self._lock = threading.RLock()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -46,8 +51,8 @@ class Study:
         self.cells = settings.cells()
         self._searches = {cell: self._open(cell, "search") for cell in self.cells}
         self._finals = {cell: self._open(cell, "seeds") for cell in self.cells}
-        for row in self._searches.values():
-            self._give_up_unfinished(row)
+        for study in self._searches.values():
+            self._give_up_unfinished(study)
         self._export()
 
     def _open(self, cell, phase):
@@ -198,6 +203,20 @@ class Study:
         """Writes `results.jsonl` anew: a kill may have come before its last line."""
         lines = [json.dumps(row) + "\n" for row in self.rows()]
         (self.folder / "results.jsonl").write_text("".join(lines))
+
+
+def _only_user_of(folder):
+    """An open file that keeps others from the folder, as long as this process lives."""
+    file = open(folder / "lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ValueError(
+            f"Another process is working on the study in {folder}. Wait for it, or name "
+            "another folder with --out."
+        ) from None
+    return file
 
 
 def _finished(study):

@@ -1,5 +1,6 @@
 """One run of a task, and many of them on one traced model."""
 
+import functools
 import math
 import time
 
@@ -121,17 +122,9 @@ class Trainer:
         rows = self._data.train.rows
         first, last = update * self._batch, (update + 1) * self._batch
         epochs = range(first // rows, (last - 1) // rows + 1)
-        order = np.concatenate([self._order(seed, epoch) for epoch in epochs])
+        order = np.concatenate([_order(rows, seed, epoch) for epoch in epochs])
         start = first - epochs[0] * rows
         return order[start : start + self._batch]
-
-    def _order(self, seed, epoch):
-        if getattr(self, "_last_order", (None,))[0] != (seed, epoch):
-            order = np.random.default_rng([seed, epoch]).permutation(
-                self._data.train.rows
-            )
-            self._last_order = (seed, epoch), order
-        return self._last_order[1]
 
     def _own(self, rows):
         """This rank's samples, `[steps, rows of a sample]`."""
@@ -153,3 +146,9 @@ class Trainer:
         if comm.rank() != 0:  # all ranks hold the same weights, one may score them
             return math.nan
         return float(self._task.score(self._model, *split))
+
+
+@functools.lru_cache(maxsize=2)
+def _order(rows, seed, epoch):
+    """The order of the rows in one epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
