@@ -3,9 +3,15 @@
     python keras_examples/vision_task.py SmallCNN
     horovodrun -np 2 python keras_examples/vision_task.py SmallCNN --accumulation-steps 4
 
-The first prints (two CPU cores shared with other work, TensorFlow's notices left out):
+The first prints (TensorFlow's notices left out):
 
-@PRINTED@
+    SmallCNN, 105,866 parameters, gsnr-lamb at 0.01
+    250 updates of 1,000 examples = 8 samples
+     10%  loss 2.0746  validation accuracy 0.6498
+     20%  loss 0.9345  validation accuracy 0.7487
+    ...
+    100%  loss 0.3672  validation accuracy 0.8670
+    test accuracy 0.8609
 """
 
 import argparse
@@ -94,6 +100,7 @@ def main(tasks):
         training_batches(data, args),
         epochs=parts,
         steps_per_epoch=updates // parts * args.accumulation_steps,
+        shuffle=False,  # the dataset shuffles itself
         verbose=0,
         callbacks=[
             BroadcastGlobalVariablesCallback(root_rank=0),  # Horovod: equal weights.
