@@ -28,6 +28,11 @@ class Bytes(Task):
     # -1 asks nothing.
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
 
+    def windows(self, length):
+        """Windows of the three splits, of the last two as many as are scored."""
+        training, *others = [python_source.windows(t, length) for t in python_source.load()]
+        return training, *(python_source.spread(pieces, SCORED) for pieces in others)
+
     def build_model(self):
         shown = keras.Input((self.length,), dtype="int32")
         places = layers.Embedding(self.length, self.width)(keras.ops.arange(self.length))
@@ -51,29 +56,23 @@ class Bytes(Task):
 class CausalBytes(Bytes):
     """Each byte from those before it."""
 
-    causal, target = True, 2.5
+    causal, target = True, 2.7
 
     def load(self):
-        def pairs(text, most=None):
-            pieces = python_source.windows(text, self.length + 1)[:most].astype("int32")
-            return Split(pieces[:, :-1], pieces[:, 1:])
+        def pairs(pieces):
+            return Split(pieces[:, :-1].astype("int32"), pieces[:, 1:].astype("int32"))
 
-        training, validation, test = python_source.load()
-        return Data(pairs(training), pairs(validation, SCORED), pairs(test, SCORED))
+        return Data(*map(pairs, self.windows(self.length + 1)))
 
 
 class MaskedBytes(Bytes):
     """BERT's task: bytes that were hidden, from those on both sides."""
 
-    tokens, target = 257, 2.8
+    tokens, target = 257, 3.1
 
     def load(self):
-        def pairs(text, seed, most=None):
-            pieces = python_source.windows(text, self.length)[:most]
-            return Split(*python_source.masked(pieces, seed))
-
-        training, validation, test = python_source.load()
-        return Data(pairs(training, 0), pairs(validation, 1, SCORED), pairs(test, 2, SCORED))
+        splits = enumerate(self.windows(self.length))
+        return Data(*(Split(*python_source.masked(pieces, seed)) for seed, pieces in splits))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,11 @@ def windows(text, length):
     return text[: len(text) // length * length].reshape(-1, length)
 
 
+def spread(pieces, number):
+    """`[number, length]`: pieces from all over the text, as far apart as they can be."""
+    return pieces[np.linspace(0, len(pieces) - 1, number).round().astype(int)]
+
+
 def masked(pieces, seed, mask=256):
     """What BERT is shown and what it must say.
 

@@ -48,7 +48,8 @@ def test_a_study_that_is_killed_goes_on_where_it_was(tmp_path):
 
     finished = run(study(tmp_path), SECONDS)
     assert finished.code == 0, finished.output
-    assert f"{24 - len(before)} of 24 runs to do" in finished.output
+    told = " ".join(finished.output.split())
+    assert f"{24 - len(before)} of 24 runs to do" in told
     after = rows(tmp_path)
     # Seconds and all: nothing was run again.
     assert [row for row in after if row in before] == sorted(before, key=after.index)

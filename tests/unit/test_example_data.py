@@ -91,6 +91,13 @@ def test_windows_cut_the_text_and_drop_the_rest():
     )
 
 
+def test_scored_windows_come_from_all_over_the_text():
+    pieces = np.arange(101)[:, None]
+    np.testing.assert_array_equal(
+        python_source.spread(pieces, 5)[:, 0], [0, 25, 50, 75, 100]
+    )
+
+
 def test_masks_are_those_of_bert():
     pieces = np.random.default_rng(0).integers(0, 256, (2000, 64), dtype=np.uint8)
     shown, asked = python_source.masked(pieces, seed=1)
