@@ -7,7 +7,7 @@ import gsnr_tf
 
 # Each is a module of gsnr_tf.commands with `HELP`, `add_arguments(parser)` and
 # `run(args)`, which returns the exit code.
-COMMANDS = ("run", "env", "report", "advise", "plan", "bench")
+COMMANDS = ("run", "env", "report", "advise", "compare", "plan", "bench")
 
 
 def parser():

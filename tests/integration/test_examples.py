@@ -103,6 +103,19 @@ def test_help_answers_without_importing_tensorflow(example):
     assert not {"tensorflow", "keras", "numpy"} & set(imported)
 
 
+def test_a_task_file_trains_its_model_by_itself():
+    setting = ["MaskedBytes", "--epochs", "0.01", "--batch-size", "64"]
+    task = python(str(EXAMPLES / "language_task.py"), *setting, "--accumulation-steps", "2")
+    finished = run(task, SECONDS)
+    assert finished.code == 0, finished.output
+    assert "of 64 examples = 2 samples" in finished.output
+    losses = re.findall(r"^ *\d+%  loss ([\d.]+)  validation", finished.output, re.M)
+    assert len(losses) == 10
+    # Chance is ln 256 = 5.5; bytes that are frequent are soon guessed more often.
+    assert float(losses[-1]) < 4.5 < float(losses[0])
+    assert re.search(r"^test loss \(nats a byte\) [\d.]+$", finished.output, re.M)
+
+
 def epochs(output):
     """Loss, train AUC and GSNR of each epoch that was printed."""
     lines = re.findall(r"^epoch \d+ +(.*)$", output, re.MULTILINE)
