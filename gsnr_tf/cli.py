@@ -7,7 +7,7 @@ import gsnr_tf
 
 # Each is a module of gsnr_tf.commands with `HELP`, `add_arguments(parser)` and
 # `run(args)`, which returns the exit code.
-COMMANDS = ("env", "bench")
+COMMANDS = ("env", "bench", "config")
 
 
 def parser():
