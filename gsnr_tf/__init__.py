@@ -13,6 +13,7 @@ if _keras.backend.backend() != "tensorflow":
 from gsnr_tf import callbacks
 from gsnr_tf.comm import rank, size
 from gsnr_tf.data import shard
+from gsnr_tf.engine import initialize
 from gsnr_tf.optimizers import (
     GSNRSGD,
     DistributedOptimizer,
@@ -30,6 +31,7 @@ __all__ = [
     "GSNRSGD",
     "LossScaleOptimizer",
     "callbacks",
+    "initialize",
     "rank",
     "shard",
     "size",

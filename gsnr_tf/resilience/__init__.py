@@ -1,5 +1,6 @@
 """What keeps a job of many workers alive and in step."""
 
+from gsnr_tf.resilience.checkpoint_files import CheckpointError
 from gsnr_tf.resilience.loss_scale import LossScaleOptimizer
 
-__all__ = ["LossScaleOptimizer"]
+__all__ = ["CheckpointError", "LossScaleOptimizer"]
