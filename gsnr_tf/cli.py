@@ -7,7 +7,7 @@ import gsnr_tf
 
 # Each is a module of gsnr_tf.commands with `HELP`, `add_arguments(parser)` and
 # `run(args)`, which returns the exit code.
-COMMANDS = ("env", "bench", "config")
+COMMANDS = ("env", "bench", "config", "tune")
 
 
 def parser():

@@ -37,6 +37,9 @@ def optimizer_arguments(config, batch):
         )
     if arguments.is_gsnr(rule):
         kwargs.update(_gsnr_arguments(config, batch))
+        if "sample" in arguments.accepted(rule):
+            # The same samples on any number of ranks.
+            kwargs.setdefault("sample", "micro_batch")
     unknown = set(kwargs) - arguments.accepted(rule)
     if unknown:
         raise ConfigError(

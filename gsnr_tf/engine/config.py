@@ -203,6 +203,44 @@ class FlopsProfiler(Section):
     )
 
 
+class Autotuning(Section):
+    """The search for the fastest way to compute the same updates.
+
+    `gsnr-tf tune CONFIG --np N script.py …` runs the script again and again, for a few
+    updates each, in processes of its own: with `train_batch_size` as it is, other
+    micro-batches, with the accumulation that follows, and then other bucket sizes. It
+    tells what it tried and why a trial failed, and writes the configuration that it
+    found. For the GSNR family an update keeps 8 samples where it can.
+    """
+
+    enabled: bool = Field(
+        default=False, description="Whether `gsnr-tf tune` may search."
+    )
+    results_dir: str = Field(
+        default="autotuning_results",
+        description="Folder for the trials and the configuration that was found.",
+    )
+    start_profile_step: Count = Field(
+        default=3, description="After this update the clock of a trial begins."
+    )
+    end_profile_step: Count = Field(
+        default=8, description="After this update a trial ends."
+    )
+    num_tuning_micro_batch_sizes: Count = Field(
+        default=6,
+        description="Micro-batches that are tried at most, from small to large.",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self):
+        if self.end_profile_step <= self.start_profile_step:
+            raise ValueError(
+                f"end_profile_step={self.end_profile_step} must be greater than "
+                f"start_profile_step={self.start_profile_step}."
+            )
+        return self
+
+
 class GSNR(Section):
     """What DeepSpeed does not have: the multiplier, and the order of the examples."""
 
@@ -220,6 +258,17 @@ class GSNR(Section):
             "switch the multiplier off."
         ),
         examples=[10.0],
+    )
+    monitor_interval: Count | None = Field(
+        default=None,
+        description=(
+            "Under `fit`, GSNRMonitor records every so many updates; `gsnr-tf report` "
+            "makes a page of it. Not given: nothing is recorded."
+        ),
+        examples=[10],
+    )
+    monitor_path: str = Field(
+        default="runs/monitor", description="Folder of that record, of this job alone."
     )
     shuffle_seed: Natural = Field(
         default=0,
@@ -292,6 +341,7 @@ class Config(Section):
     tensorboard: TensorBoard = TensorBoard()
     csv_monitor: CSVMonitor = CSVMonitor()
     flops_profiler: FlopsProfiler = FlopsProfiler()
+    autotuning: Autotuning = Autotuning()
     gsnr: GSNR = GSNR()
 
     @pydantic.model_validator(mode="after")

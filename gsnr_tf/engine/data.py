@@ -134,6 +134,21 @@ def take_apart(data, batch):
     return [part(start) for start in range(0, rows, batch.micro)]
 
 
+def specs_of(data, batch):
+    """`tf.TensorSpec` of a micro-batch: of a dataset of them, or of arrays."""
+    if isinstance(data, tf.data.Dataset):
+        data = data.element_spec
+    elif makes_its_own_batches(data):
+        raise ValueError(
+            "flops_profiler needs to know the shapes of a micro-batch, and cannot see "
+            f"those of a {type(data).__name__}. Give arrays or a tf.data.Dataset, or "
+            "switch it off."
+        )
+    return tf.nest.map_structure(
+        lambda a: tf.TensorSpec((batch.micro, *a.shape[1:]), tf.as_dtype(a.dtype)), data
+    )
+
+
 def split_off(share, *arrays):
     """Arrays without their last part, and that part as validation data, as in Keras."""
     if arrays[0] is None or isinstance(arrays[0], tf.data.Dataset):

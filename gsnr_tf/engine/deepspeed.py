@@ -137,6 +137,36 @@ UNSUPPORTED = {
     "zero_optimization.zeropp_loco_param": _COMPRESSED,
     "zero_optimization.mics_shard_size": _STAGE_3,
     "zero_optimization.mics_hierarchical_params_gather": _STAGE_3,
+    "autotuning.exps_dir": "trials are kept in `results_dir`; leave it out",
+    "autotuning.overwrite": "trials are written anew each time; leave it out",
+    "autotuning.metric": "it is throughput; leave it out",
+    "autotuning.metric_path": "it is throughput; leave it out",
+    "autotuning.fast": (
+        "stages other than the configuration's are not tried; leave it out"
+    ),
+    "autotuning.max_train_batch_size": (
+        "`train_batch_size` stays as it is; leave it out"
+    ),
+    "autotuning.min_train_batch_size": (
+        "`train_batch_size` stays as it is; leave it out"
+    ),
+    "autotuning.mp_size": "models are not divided between ranks; leave it out",
+    "autotuning.tuner_type": "there are few trials, and all are made; leave it out",
+    "autotuning.tuner_early_stopping": (
+        "the search ends where larger micro-batches are slower; leave it out"
+    ),
+    "autotuning.tuner_num_trials": "use `num_tuning_micro_batch_sizes`",
+    "autotuning.arg_mappings": "the engine reads the sizes of a trial by itself",
+    "autotuning.model_info": "nothing needs to be known of the model; leave it out",
+    "autotuning.model_info_path": (
+        "nothing needs to be known of the model; leave it out"
+    ),
+    "autotuning.max_train_micro_batch_size_per_gpu": (
+        "use `num_tuning_micro_batch_sizes`"
+    ),
+    "autotuning.min_train_micro_batch_size_per_gpu": (
+        "use `num_tuning_micro_batch_sizes`"
+    ),
     "flops_profiler.module_depth": (
         "operations are counted of the whole train step; leave it out"
     ),

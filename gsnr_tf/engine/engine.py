@@ -5,11 +5,17 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
+from gsnr_tf import callbacks as keras_callbacks
 from gsnr_tf import comm
-from gsnr_tf.callbacks import BroadcastGlobalVariablesCallback, MetricAverageCallback
 from gsnr_tf.engine import agreement, moving
 from gsnr_tf.engine.build import build_optimizer
-from gsnr_tf.engine.data import Examples, makes_its_own_batches, split_off, take_apart
+from gsnr_tf.engine.data import (
+    Examples,
+    makes_its_own_batches,
+    specs_of,
+    split_off,
+    take_apart,
+)
 from gsnr_tf.engine.precision import set_precision
 from gsnr_tf.engine.progress import Progress, ProgressCallback
 from gsnr_tf.resilience import checkpoint
@@ -58,13 +64,14 @@ def initialize(
     ):
         if enabled:
             set_precision(model, policy)
+    # XLA has no kernels for Horovod's collectives, and no clock.
+    xla = batch.ranks == 1 and not config.wall_clock_breakdown
     model.compile(
         optimizer=build_optimizer(config, batch),
         loss=loss,
         metrics=metrics,
         auto_scale_loss=False,
-        # XLA has no kernels for Horovod's collectives.
-        **{"jit_compile": False if batch.ranks > 1 else "auto", **compile_arguments},
+        **{"jit_compile": "auto" if xla else False, **compile_arguments},
     )
     return Engine(model, config, batch, communicator, training_data)
 
@@ -86,7 +93,7 @@ class Engine:
         self._comm = communicator
         self._inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         self.optimizer.build(model.trainable_variables)
-        self._broadcast = BroadcastGlobalVariablesCallback()
+        self._broadcast = keras_callbacks.BroadcastGlobalVariablesCallback()
         self._broadcast.set_model(model)
         self._broadcast.on_train_begin()
         self._data = None
@@ -94,8 +101,7 @@ class Engine:
             self._data = self._examples(training_data)
         self._next = None
         self._before = (0, 0)
-        first = comm.rank() == 0
-        self._progress = Progress(self, config.steps_per_print if first else None)
+        self._progress = Progress(self, self._inner._comm)
 
     # ---- training ---------------------------------------------------------------
 
@@ -146,6 +152,7 @@ class Engine:
         data, steps = self._training_batches(
             x, y, sample_weight, shuffle, steps_per_epoch
         )
+        specs = specs_of(data["x"], self._batch) if self._progress.profiles else None
         self._next = None
         return self.model.fit(
             **data,
@@ -155,8 +162,9 @@ class Engine:
             callbacks=[
                 self._broadcast,
                 moving.AverageStatistics(self._comm),
-                MetricAverageCallback(),
-                ProgressCallback(self._progress, self._batch.accumulation),
+                keras_callbacks.MetricAverageCallback(),
+                ProgressCallback(self._progress, self._batch.accumulation, specs),
+                *self._monitors(),
                 *(callbacks or []),
             ],
             **{"validation_batch_size": self._batch.micro, **fit_arguments},
@@ -174,11 +182,15 @@ class Engine:
             The loss before the update, a float, the mean over micro-batches and ranks.
         """
         parts = self._next_parts() if batch is None else take_apart(batch, self._batch)
-        losses = [
-            self.model.train_on_batch(*part, return_dict=True)["loss"] for part in parts
-        ]
+        losses = []
+        for part in parts:
+            self._progress.begin()
+            logs = self.model.train_on_batch(*part, return_dict=True)
+            self._progress.end()
+            losses.append(logs["loss"])
         loss = self._mean_over_ranks(np.mean(losses))
-        self._progress.update(loss)
+        specs = specs_of(parts[0], self._batch) if self._progress.profiles else None
+        self._progress.update(loss, specs)
         return loss
 
     def eval_batch(self, batch):
@@ -203,11 +215,13 @@ class Engine:
             client_state: Dict of your own, of what JSON can hold.
 
         Returns:
-            `True`.
+            `True`. A trial of `gsnr-tf tune` writes nothing.
 
         Raises:
             CheckpointError: On all ranks, where it fails on any.
         """
+        if self._progress.is_trial:
+            return True
         moving.average(self.model, self._comm)
         checkpoint.save(
             save_dir,
@@ -233,6 +247,8 @@ class Engine:
         Raises:
             CheckpointError: On all ranks: it is missing, damaged, or does not fit.
         """
+        if self._progress.is_trial:
+            return None, {}
         found = checkpoint.load(load_dir, tag, self.model, self._comm)
         if found is None:
             warnings.warn(
@@ -336,6 +352,17 @@ class Engine:
     def _mean_over_ranks(self, value):
         total = self._comm.all_reduce(tf.constant(value, tf.float64), "gsnr.loss")
         return float(total) / self._batch.ranks
+
+    def _monitors(self):
+        gsnr = self.config.gsnr
+        if not gsnr.monitor_interval:
+            return []
+        examples = self._batch.micro * self._batch.ranks
+        return [
+            keras_callbacks.GSNRMonitor(
+                gsnr.monitor_path, gsnr.monitor_interval, examples
+            )
+        ]
 
     def _check_same_validation(self, data):
         given = self._comm.gather(data is not None)

@@ -28,7 +28,8 @@ def explain(config, ranks):
         ("steps_per_print", config.steps_per_print or "never"),
     ]
     if arguments.is_gsnr(rule):
-        rows.insert(3, ("samples (k)", _samples(batch)))
+        by_worker = kwargs.get("sample") == "worker"
+        rows.insert(3, ("samples (k)", _samples(batch, by_worker)))
     return [*rows, *_what_is_written(config)]
 
 
@@ -42,9 +43,11 @@ def _sizes(config, batch):
         yield name, f"{size} (derived, on {batch.ranks} ranks)" if derived else size
 
 
-def _samples(batch):
-    k = batch.samples
-    text = f"{k} = {batch.ranks} ranks × {batch.accumulation} micro-batches"
+def _samples(batch, by_worker):
+    k, text = batch.samples, f" × {batch.accumulation} micro-batches"
+    if by_worker:
+        k, text = batch.ranks, ""
+    text = f"{k} = {batch.ranks} ranks{text}"
     if k < 2:
         return f"{text}: too few, the optimizer will refuse; halve the micro-batch"
     return text if k >= 8 else f"{text}: fewer than 8, a poor estimate"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pydantic
 
-from gsnr_tf.engine import deepspeed
+from gsnr_tf.engine import deepspeed, trial
 from gsnr_tf.engine.config import Config
 from gsnr_tf.engine.errors import ConfigError, nearest
 
@@ -31,7 +31,7 @@ def read(source):
     if not isinstance(raw, dict):
         raise ConfigError(f"{name} must be a JSON object or a dict. Received: {raw!r}")
     try:
-        return Config.model_validate(raw)
+        return Config.model_validate(trial.changed(raw))
     except pydantic.ValidationError as error:
         lines = [_line(one) for one in error.errors()]
         raise ConfigError("\n  ".join([f"{name} cannot be used:", *lines])) from None

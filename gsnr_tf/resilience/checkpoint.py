@@ -130,9 +130,13 @@ def _optimizer_state(model):
     and what a window has accumulated, which is nothing between updates.
     """
     inner = _inner(model.optimizer)
-    left_out = {id(inner._iterations)}
-    left_out |= {id(variable) for variable in getattr(inner, "_window_moments", ())}
+    left_out = {id(v) for v in [inner._iterations, *_window(inner)]}
     return [v for v in model.optimizer.whole_state() if id(v) not in left_out]
+
+
+def _window(inner):
+    """What an optimizer has accumulated since the last update."""
+    return getattr(inner, "_window_moments", ())
 
 
 def _check_savable(tag, model, client_state):
@@ -190,7 +194,7 @@ def _restore(model, about, arrays):
     for group, saved in arrays.items():
         for variable, value in zip(variables[group], saved):
             variable.assign(value)
-    for variable in getattr(inner, "_window_moments", ()):
+    for variable in _window(inner):
         variable.assign(np.zeros(variable.shape, variable.dtype))
     calls = inner.gradient_accumulation_steps or 1
     inner._iterations.assign(about["updates"] * calls)

@@ -215,3 +215,36 @@ def test_ranks_with_different_tags_write_nothing(on_ranks, tmp_path):
             == "The ranks have different tags. Received, by rank: ['tag0', 'tag1']."
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def timed(config):
+    """What rank 0 prints, and the seconds that each rank has counted."""
+    import contextlib
+    import io
+
+    import gsnr_tf
+
+    config = {**config, "wall_clock_breakdown": True, "steps_per_print": 1}
+    config["flops_profiler"] = {"enabled": True, "profile_step": 2}
+    model, x, y = problem()
+    engine = gsnr_tf.initialize(model, config, "mse", training_data=(x, y))
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        for _ in range(2):
+            engine.train_batch()
+    return output.getvalue()
+
+
+def test_rank_0_tells_the_times_of_every_rank(on_ranks):
+    first, second = on_ranks(2, timed, STAGE_2)
+    assert second == ""
+    lines = first.splitlines()
+    assert len(lines) == 2 * 3 + 2
+    for line in lines[1:3]:
+        phases = dict(part.split(" ")[:2] for part in line.split(": ")[1].split(", "))
+        assert float(phases["communication"]) > 0
+    operations = 16 * 2 * (2 * 5 * 16 + 3 * 16)
+    profile = [line for line in lines if "floating-point" in line]
+    assert [line.split(" float")[0] for line in profile] == [
+        f"rank {rank}: {operations}" for rank in (0, 1)
+    ]

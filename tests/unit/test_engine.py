@@ -374,3 +374,74 @@ def test_keys_reach_the_optimizer():
     assert optimizer.gradient_accumulation_steps == 8
     # One rank has nothing to divide.
     assert optimizer.sharding == "none"
+
+
+# ---- times and counts
+# -------------------------------------------------------------------
+
+
+def test_the_breakdown_adds_up_to_the_update(capsys):
+    engine = make(wall_clock_breakdown=True, steps_per_print=1)
+    reference = make()
+    for _ in range(2):
+        engine.train_batch()
+        reference.train_batch()
+    times = capsys.readouterr().out.splitlines()[1::2]
+    assert len(times) == 2
+    for line in times:
+        rank, phases = line.split(": ")
+        assert rank == "  rank 0"
+        names, numbers = zip(*(p.split(" ")[:2] for p in phases.split(", ")))
+        assert names == ("forward", "backward", "communication", "update")
+        assert all(float(number) >= 0 for number in numbers)
+        assert float(numbers[0]) > 0 and float(numbers[3]) > 0
+    for one, other in zip(engine.model.get_weights(), reference.model.get_weights()):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("way", ["fit", "train_batch"])
+def test_a_profile_counts_the_products_of_an_update(tmp_path, way):
+    path = tmp_path / "profile.txt"
+    profile = {"enabled": True, "profile_step": 2, "output_file": str(path)}
+    engine = make(flops_profiler=profile)
+    if way == "fit":
+        engine.fit(epochs=1, verbose=0)
+    else:
+        engine.train_batch()
+        assert not path.exists()
+        engine.train_batch()
+    # 16 examples; the first layer has two products, the second three.
+    operations = 16 * 2 * (2 * 3 * 4 + 3 * 4 * 1)
+    text = path.read_text()
+    assert text.startswith(
+        f"rank 0: {operations} floating-point operations in update 2, "
+    )
+    assert text.rstrip().endswith(" MiB")
+
+
+# ---- records
+# ----------------------------------------------------------------------------
+
+
+def test_events_go_to_the_sinks_that_are_enabled(tmp_path):
+    pytest.importorskip("gsnr_tf.monitor.sinks")
+    place = {"enabled": True, "output_path": str(tmp_path), "job_name": "job"}
+    engine = make(csv_monitor=place, tensorboard=place, fp16={"enabled": True})
+    losses = [engine.train_batch() for _ in range(2)]
+    rows = (tmp_path / "job" / "events.csv").read_text().splitlines()
+    named = [row.split(",") for row in rows[1:]]
+    for step, loss in zip((16, 32), losses):
+        told = {name: float(value) for at, name, value in named if at == str(step)}
+        assert told["Train/Samples/train_loss"] == pytest.approx(loss, rel=1e-5)
+        assert told["Train/Samples/lr"] == pytest.approx(0.1)
+        assert told["Train/Samples/loss_scale"] >= 1
+    assert list((tmp_path / "job" / "tensorboard").glob("events*"))
+
+
+def test_the_monitor_records_under_fit(tmp_path):
+    if not hasattr(gsnr_tf.callbacks, "GSNRMonitor"):
+        pytest.skip("GSNRMonitor is not there yet.")
+    record = {"monitor_interval": 1, "monitor_path": str(tmp_path / "record")}
+    make(gsnr=record).fit(epochs=2, verbose=0)
+    lines = (tmp_path / "record" / "events.jsonl").read_text().splitlines()
+    assert max(int(line.split(":")[1].split(",")[0]) for line in lines) == 4 * 16
