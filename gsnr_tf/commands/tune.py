@@ -1,5 +1,6 @@
 """Finds the fastest micro-batch for a job, by running it for a few updates."""
 
+import argparse
 import functools
 import json
 import sys
@@ -16,7 +17,10 @@ def add_arguments(parser):
     parser.add_argument(
         "--seconds", type=float, default=600, help="limit of a trial (default: 600)"
     )
-    parser.add_argument("script", nargs="+", help="the job: a script and its arguments")
+    parser.add_argument("script", help="the job: a Python script")
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="what the script is given"
+    )
 
 
 def run(args):
@@ -31,7 +35,7 @@ def run(args):
         run_one = functools.partial(
             tune.run_trial,
             ranks=args.np,
-            command=args.script,
+            command=[args.script, *args.arguments],
             folder=folder,
             seconds=args.seconds,
         )

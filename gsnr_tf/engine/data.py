@@ -174,7 +174,9 @@ def split_off(share, *arrays):
 def _as_tensor(array):
     # float64 becomes Keras' float type, as in `Model.fit`.
     kind = keras.config.floatx() if array.dtype == np.float64 else None
-    return tf.convert_to_tensor(array, kind)
+    # All examples may be more than a GPU holds.
+    with tf.device("CPU"):
+        return tf.convert_to_tensor(array, kind)
 
 
 def _rows(data):

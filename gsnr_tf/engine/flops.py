@@ -30,7 +30,21 @@ def count(model, specs):
 
     traced = tf.function(forward_and_backward, autograph=False)
     graph = traced.get_concrete_function(*specs).graph
-    return sum(map(operations_of, graph.get_operations()))
+    return sum(map(operations_of, _needed(graph)))
+
+
+def _needed(graph):
+    """Nodes that the outputs depend on; TensorFlow runs no others.
+
+    The gradient of the input is in the graph of many layers, and nobody asks for it.
+    """
+    found, waiting = set(), [tensor.op for tensor in graph.outputs]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += [*node.control_inputs, *(tensor.op for tensor in node.inputs)]
+    return found
 
 
 def operations_of(node):

@@ -114,7 +114,7 @@ def _line(engine, loss, since, from_step):
 
 
 def _sinks(config):
-    """The sinks that are enabled, objects with `write_events([(name, value, step)])`."""
+    """Sinks that are enabled: objects with `write_events([(name, value, step)])`."""
     found = []
     for name, section in (
         ("TensorBoardSink", config.tensorboard),

@@ -99,7 +99,7 @@ engine = gsnr_tf.initialize(model, sys.argv[1], "mse", training_data=(x, x[:, :1
 if engine.train_micro_batch_size_per_gpu() == 32:
     raise MemoryError("too large")
 engine.save_checkpoint("never")
-engine.fit(epochs=int(sys.argv[2]), verbose=0)
+engine.fit(epochs=int(sys.argv[3]), verbose=0)
 """
 
 
@@ -114,7 +114,16 @@ def test_trials_of_a_script_and_what_is_written(tmp_path, monkeypatch, capsys):
         "autotuning": {"enabled": True, "num_tuning_micro_batch_sizes": 2},
     }
     (tmp_path / "config.json").write_text(json.dumps(values))
-    command = ["tune", "config.json", "job.py", "config.json", "9"]
+    command = [
+        "tune",
+        "config.json",
+        "--np",
+        "1",
+        "job.py",
+        "config.json",
+        "--epochs",
+        "9",
+    ]
     assert cli.main(command) == 0
     good, bad, _ = capsys.readouterr().out.splitlines()
     assert '"train_micro_batch_size_per_gpu": 16}: ' in good and " examples/s, " in good
@@ -128,7 +137,11 @@ def test_trials_of_a_script_and_what_is_written(tmp_path, monkeypatch, capsys):
     "code, output, told",
     [
         (-9, "", "out of memory"),
-        (1, "tensorflow...ResourceExhaustedError: OOM when allocating", "out of memory"),
+        (
+            1,
+            "tensorflow...ResourceExhaustedError: OOM when allocating",
+            "out of memory",
+        ),
         (0, "", "too few updates"),
         (1, "Traceback\nValueError: no such file\n", "ValueError: no such file"),
         (3, "", "exit code 3"),
