@@ -100,6 +100,7 @@ class Engine:
         if training_data is not None:
             self._data = self._examples(training_data)
         self._next = None
+        # Updates and examples when training began, here or by a checkpoint.
         self._before = (0, 0)
         self._progress = Progress(self, self._inner._comm)
 

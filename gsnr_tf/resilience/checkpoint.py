@@ -195,7 +195,7 @@ def _restore(model, about, arrays):
         for variable, value in zip(variables[group], saved):
             variable.assign(value)
     for variable in _window(inner):
-        variable.assign(np.zeros(variable.shape, variable.dtype))
+        variable.assign(np.zeros(variable.shape))
     calls = inner.gradient_accumulation_steps or 1
     inner._iterations.assign(about["updates"] * calls)
 

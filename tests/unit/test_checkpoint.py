@@ -31,7 +31,7 @@ Y = X[:, :1] * X[:, 1:2]
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples an update")
 
 
-def make(config=CONFIG, units=8):
+def make(config=CONFIG, units=8, traced=False):
     keras.utils.set_random_seed(3)
     model = keras.Sequential(
         [
@@ -42,7 +42,9 @@ def make(config=CONFIG, units=8):
             keras.layers.Dense(1),
         ]
     )
-    return gsnr_tf.initialize(model, config, "mse", training_data=(X, Y))
+    return gsnr_tf.initialize(
+        model, config, "mse", training_data=(X, Y), run_eagerly=not traced
+    )
 
 
 def state(engine):
@@ -59,7 +61,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=list(VARIANTS))
 def test_two_epochs_are_one_and_a_resumed_one(tmp_path, config):
-    whole = make(config)
+    whole = make(config, traced=True)
     whole.fit(epochs=1, verbose=0)
     after_one = state(whole)
     whole.save_checkpoint(tmp_path)
@@ -69,7 +71,7 @@ def test_two_epochs_are_one_and_a_resumed_one(tmp_path, config):
     assert not same(after_one, after_two)
     assert whole.skipped_steps > 0 or "fp16" not in config
 
-    parts = make(config)
+    parts = make(config, traced=True)
     path, client_state = parts.load_checkpoint(tmp_path)
     assert (path, client_state) == (f"{tmp_path}/global_step4", {})
     assert same(state(parts), after_one)

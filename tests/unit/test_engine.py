@@ -28,9 +28,12 @@ def network():
     return keras.Sequential([keras.Input((3,)), hidden, keras.layers.Dense(1)])
 
 
-def make(data=(X, Y), model=None, **changes):
+def make(data=(X, Y), model=None, traced=False, **changes):
+    """An engine; not traced, since that takes longer than a few updates do."""
     config = {**CONFIG, **changes}
-    return gsnr_tf.initialize(model or network(), config, "mse", ["mae"], data)
+    return gsnr_tf.initialize(
+        model or network(), config, "mse", ["mae"], data, run_eagerly=not traced
+    )
 
 
 def squared_error(model, x=X[:16], y=Y[:16]):
@@ -43,7 +46,7 @@ def squared_error(model, x=X[:16], y=Y[:16]):
 
 def test_an_update_is_the_mean_gradient_of_the_whole_training_batch():
     """gamma=1 is plain SGD: one step of gradient descent on all 16 rows."""
-    engine = make(gsnr={"gamma": 1.0})
+    engine = make(gsnr={"gamma": 1.0}, traced=True)
     model = network()
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.square(model(X[:16]) - Y[:16]))
@@ -108,7 +111,7 @@ def test_evaluation_is_the_loss_and_changes_nothing():
 
 
 def test_fit_and_train_batch_go_the_same_way():
-    looped, fitted = make(), make()
+    looped, fitted = make(traced=True), make(traced=True)
     for _ in range(4):
         looped.train_batch()
     history = fitted.fit(epochs=2, verbose=0).history
@@ -291,7 +294,7 @@ def policies(model):
 
 
 def test_mixed_precision_is_the_layers_and_not_the_global_policy():
-    engine = make(bf16={"enabled": True})
+    engine = make(bf16={"enabled": True}, traced=True)
     assert policies(engine.model) == ["mixed_bfloat16", "float32"]
     assert keras.config.dtype_policy().name == "float32"
     assert all(v.dtype == "float32" for v in engine.model.variables)
@@ -322,7 +325,7 @@ def test_the_output_of_a_model_inside_the_model_stays_float32():
 
 def test_dynamic_loss_scale_skips_and_recovers():
     fp16 = {"enabled": True, "initial_scale_power": 20, "hysteresis": 2}
-    engine = make(fp16=fp16)
+    engine = make(fp16=fp16, traced=True)
     assert type(engine.optimizer) is gsnr_tf.LossScaleOptimizer
     scales = []
     for _ in range(14):
@@ -381,8 +384,8 @@ def test_keys_reach_the_optimizer():
 
 
 def test_the_breakdown_adds_up_to_the_update(capsys):
-    engine = make(wall_clock_breakdown=True, steps_per_print=1)
-    reference = make()
+    engine = make(wall_clock_breakdown=True, steps_per_print=1, traced=True)
+    reference = make(traced=True)
     for _ in range(2):
         engine.train_batch()
         reference.train_batch()
