@@ -23,6 +23,7 @@ _check_backend(_keras.backend.backend())
 from gsnr_tf import callbacks
 from gsnr_tf.comm import rank, size
 from gsnr_tf.data import shard
+from gsnr_tf.engine import initialize
 from gsnr_tf.optimizers import (
     GSNRSGD,
     DistributedOptimizer,
@@ -42,6 +43,7 @@ __all__ = [
     "LossScaleOptimizer",
     "callbacks",
     "elastic_run",
+    "initialize",
     "rank",
     "shard",
     "size",
