@@ -107,8 +107,8 @@ def _host_link(table, cluster):
     if dearer:
         yield (
             f'Today sharding="none" is the quicker form of GSNR from {dearer[0]:,} '
-            f"to {dearer[-1]:,} workers, and `gradient_accumulation_steps` makes any "
-            "exchange rarer."
+            f"to {dearer[-1]:,} workers (\"auto\" takes it where more than 3 ranks share "
+            "a host), and `gradient_accumulation_steps` makes any exchange rarer."
         )
 
 
