@@ -34,7 +34,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["gsnr_tf", "gsnr_tf.*"]),
     # Each room of the package explains itself in a README.
-    package_data={"": ["README.md"]},
+    package_data={"": ["README.md"], "gsnr_tf.engine": ["docs/*.md"]},
     install_requires=[
         # 3.12 is the oldest Keras that TensorFlow 2.21 accepts, and the newest
         # for Python 3.10. The optimizers override methods that are private to
@@ -43,8 +43,12 @@ setup(
         # The oldest that TensorFlow accepts. TensorFlow itself sets the upper
         # end, and sets it differently in each release.
         "numpy>=1.26",
+        # Checkpoints. Keras brings it too, and sets its range.
+        "h5py",
         # The engine's configuration, and its errors.
         "pydantic>=2.7,<3",
+        # What the requirements of installed packages say; Keras brings it along.
+        "packaging",
         # Tables and progress in the terminal.
         "rich>=13",
     ],

@@ -28,6 +28,8 @@ class Communicator(abc.ABC):
     gradient_scale = 1.0
     # Whether `to_owners` and its companions exist, and each worker may own a part.
     has_owners = False
+    # Whether that sends fewer bytes from host to host than `reduce_moments`.
+    owners_pay = False
 
     @abc.abstractmethod
     def all_reduce(self, tensor, name):

@@ -27,6 +27,10 @@ _BEHIND_SECONDS = 60
 _published = weakref.WeakValueDictionary()
 
 
+class PeerLost(RuntimeError):
+    """A rank did not hand out its share."""
+
+
 class Peers:
     """The shares that all ranks hold of something.
 
@@ -54,7 +58,7 @@ class Peers:
             List of bytes, one entry for each rank.
 
         Raises:
-            RuntimeError: A rank cannot be reached, or has had other changes.
+            PeerLost: A rank cannot be reached, or has had other changes.
         """
         share = self._share()
         changes = share.changes()
@@ -74,7 +78,7 @@ class Peers:
                 continue
             self._ranks[rank] = ([host], port, token, name)
             return found
-        raise RuntimeError(
+        raise PeerLost(
             f"Rank {rank} holds a part of the optimizer's state and cannot be reached "
             f"({'; '.join(failures)}). If ranks may only connect as Horovod does, use "
             "sharding='none': every rank has all state then."

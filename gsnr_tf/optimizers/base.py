@@ -81,6 +81,17 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
             self._accumulated = self._window.views
         self._comm.broadcast(self._trainable_variables)
 
+    def join(self):
+        """Goes on with the workers there are now, in a job where they come and go.
+
+        State stays, but for slices of it: these are dealt anew, and empty.
+        """
+        self._comm = comm.choose(self.communicator, self._distribution_strategy)
+        self.check_workers()
+
+    def meet(self):
+        """To be called after `build` or `join`, once all workers are there."""
+
     def check_workers(self):
         """Raises where the rule cannot do with the workers there are."""
 
@@ -219,7 +230,12 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
             self._comm.each(self._window.store, moments)
             return True
 
-        calls = self._iterations + 1
+        # A dataset of unknown size ends inside a train step, which then has no data.
+        # What does not wait for the data would run there: the window would be counted
+        # up, or begin anew, with no gradient.
+        one = tf.ones([], self._iterations.dtype)
+        call = self._comm.agreed(self._comm.each(functools.partial(_after, one), sample))
+        calls = self._iterations + call
         tf.cond(tf.equal(calls % tf.cast(steps, calls.dtype), 0), finish, wait)
 
     def _weight_of(self, weight):
@@ -319,6 +335,12 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         ):
             if average is not None:
                 self._comm.update(variable, functools.partial(follow, average))
+
+
+def _after(value, tensors):
+    """The value as a tensor that is there once `tensors` are."""
+    with tf.control_dependencies(tensors):
+        return tf.identity(value)
 
 
 def _dense(gradient):

@@ -49,7 +49,8 @@ COMMON_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). D
         sharding: "slices" (under Horovod each rank takes the statistics, computes the
             update and keeps the state of one slice; see gsnr_tf/sharding), "none"
             (every worker updates all parameters) or "auto": "slices" wherever there
-            are ranks to share. Defaults to "auto".
+            are ranks to share, but for more than 3 ranks a host on several hosts,
+            which would send more bytes that way. Defaults to "auto".
         bucket_bytes: Int. Gradients travel in buckets of about this size as backward
             yields them, larger ones alone. Defaults to 4 MiB.
         communication_dtype: "float32", "bfloat16" or "float16": how gradients travel
@@ -156,6 +157,16 @@ class GSNROptimizer(DistributedStep):
             for name in ("gradient_sq_norm", "gradient_variance")
         ]
 
+    def join(self):
+        super().join()
+        self._parts = self._parts.joined_by(self._comm)
+        self._slots = self._parts.slots
+        if self._watch_every:
+            self.watch(self._watch_every)
+
+    def meet(self):
+        self._parts.meet()
+
     def choose_variables(self, variables):
         """Finds out, by their paths, what applies to which variable."""
         self._decays = [
@@ -169,11 +180,11 @@ class GSNROptimizer(DistributedStep):
     def check_workers(self):
         """Decides what a sample is; raises where they are too few."""
         workers, steps = self._comm.workers, self.gradient_accumulation_steps or 1
-        by_worker = self.sample == "worker" or (
-            self.sample == "auto" and workers >= _SOUND_SAMPLES
-        )
-        self._by_worker = by_worker
-        self._keeps_spread = (steps > 1 or self._varies) and not by_worker
+        if not self.built:
+            self._by_worker = self.sample == "worker" or (
+                self.sample == "auto" and workers >= _SOUND_SAMPLES
+            )
+            self._keeps_spread = (steps > 1 or self._varies) and not self._by_worker
         received = f"{workers} worker(s) and gradient_accumulation_steps={steps}"
         if self.sample != "auto":
             received += f" with sample='{self.sample}'"
@@ -197,8 +208,8 @@ class GSNROptimizer(DistributedStep):
             )
 
     def _shares_slices(self):
-        can = self._comm.has_owners and self._comm.workers > 1
-        return can and self.sharding != "none"
+        wanted = self._comm.owners_pay if self.sharding == "auto" else self.sharding != "none"
+        return wanted and self._comm.has_owners and self._comm.workers > 1
 
     def _check_slices(self):
         if self._shares_slices():
@@ -215,7 +226,7 @@ class GSNROptimizer(DistributedStep):
                 "Only slices travel in another dtype than float32. Received: "
                 f"communication_dtype='{self.communication_dtype}' and "
                 f"sharding='{self.sharding}' with {workers}. Start under horovodrun "
-                "with sharding='auto', or leave `communication_dtype` out."
+                "with sharding='slices', or leave `communication_dtype` out."
             )
 
     def add_slot(self, variable, name):
@@ -273,6 +284,11 @@ class GSNROptimizer(DistributedStep):
         )
 
     @property
+    def state_bytes(self):
+        """Bytes of state that the rule keeps on this worker."""
+        return self._parts.state_bytes()
+
+    @property
     def workers(self):
         """Int, how many workers bring gradients; of a built optimizer."""
         return self._comm.workers
@@ -311,6 +327,17 @@ class GSNROptimizer(DistributedStep):
         if not self.built:
             raise ValueError("The optimizer is not built: build it, or train a step.")
         return self._parts.report()
+
+    def share_state(self, root=0):
+        """Gives all ranks the slots that rank `root` has loaded, if not all have.
+
+        All ranks must call it. Only with slices is there anything to do: what else
+        there is of state, `Communicator.broadcast` can share.
+
+        Raises:
+            ValueError: On all ranks; `root` has not loaded all of them either.
+        """
+        self._parts.share(root)
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         """Keras' way to exclude variables, besides those of the constructor's list.

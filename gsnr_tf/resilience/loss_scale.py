@@ -23,7 +23,8 @@ class LossScaleOptimizer(WholeState, _KerasLossScaleOptimizer):
     no collective of its own and is the same on all workers. With accumulation it
     concerns the whole window of micro-batches, within which the scale is constant.
     Skipped, the scale is halved; after `dynamic_growth_steps` updates in a row it is
-    doubled.
+    doubled. With a `hysteresis` of h, the first h − 1 overflows since it was last
+    doubled only skip their update.
 
     Keras wraps optimizers in its own class, in `compile` under a float16 policy or
     by the user's hand. Where the inner optimizer is one of this package's, Keras'
@@ -31,7 +32,23 @@ class LossScaleOptimizer(WholeState, _KerasLossScaleOptimizer):
 
     Args:
         inner_optimizer, initial_scale, dynamic_growth_steps, name: As in Keras.
+        hysteresis: Int, at least 1. Defaults to 1.
+        min_scale: Float, below which the scale does not fall. Defaults to 0.
     """
+
+    def __init__(self, inner_optimizer, *args, hysteresis=1, min_scale=0.0, **kwargs):
+        super().__init__(inner_optimizer, *args, **kwargs)
+        if hysteresis < 1:
+            raise ValueError(
+                f"hysteresis must be at least 1. Received: hysteresis={hysteresis}"
+            )
+        if not 0 <= min_scale <= self.initial_scale:
+            raise ValueError(
+                "min_scale must be between 0 and initial_scale. Received: "
+                f"min_scale={min_scale}, initial_scale={self.initial_scale}"
+            )
+        self.hysteresis = hysteresis
+        self.min_scale = min_scale
 
     def build(self, var_list):
         if self.built:
@@ -48,6 +65,10 @@ class LossScaleOptimizer(WholeState, _KerasLossScaleOptimizer):
             aggregation="only_first_replica",
             name="dynamic_scale",
         )
+        if self.hysteresis > 1:
+            self.overflows = self.add_variable(
+                (), dtype="int", aggregation="only_first_replica", name="overflows"
+            )
         self.inner_optimizer.build(var_list)
         keras.optimizers.Optimizer.build(self, var_list)
 
@@ -64,9 +85,11 @@ class LossScaleOptimizer(WholeState, _KerasLossScaleOptimizer):
         inner = self.inner_optimizer
         skipped, updates = inner.skipped_steps, inner.iterations + 0
         unscaled = [
-            g
-            if g is None or self._overwrite_variable_with_gradient(v)
-            else keras.ops.divide(g, self.dynamic_scale)
+            (
+                g
+                if g is None or self._overwrite_variable_with_gradient(v)
+                else keras.ops.divide(g, self.dynamic_scale)
+            )
             for g, v in zip(grads, variables)
         ]
         inner.apply(unscaled, trainable_variables, examples=examples)
@@ -79,10 +102,26 @@ class LossScaleOptimizer(WholeState, _KerasLossScaleOptimizer):
     def _rescale(self, skipped, updated):
         counter = self.step_counter + tf.cast(updated, self.step_counter.dtype)
         grown = counter >= self.dynamic_growth_steps
-        factor = tf.where(skipped, 0.5, tf.where(grown, 2.0, 1.0))
+        halved = self._count_overflow(skipped, grown)
+        factor = tf.where(halved, 0.5, tf.where(grown, 2.0, 1.0))
         restart = tf.logical_or(skipped, grown)
-        self.dynamic_scale.assign(self.dynamic_scale * factor)
+        scale = tf.maximum(self.dynamic_scale * factor, self.min_scale)
+        self.dynamic_scale.assign(scale)
         self.step_counter.assign(tf.where(restart, tf.zeros_like(counter), counter))
+
+    def _count_overflow(self, skipped, grown):
+        """Whether this overflow halves the scale."""
+        if self.hysteresis == 1:
+            return skipped
+        counted = self.overflows + tf.cast(skipped, self.overflows.dtype)
+        # Once it is reached every overflow halves, until the scale has grown again.
+        counted = tf.where(grown, tf.zeros_like(counted), counted)
+        self.overflows.assign(counted)
+        return tf.logical_and(skipped, counted >= self.hysteresis)
+
+    def get_config(self):
+        config = {"hysteresis": self.hysteresis, "min_scale": self.min_scale}
+        return {**super().get_config(), **config}
 
 
 def _construct(cls, inner_optimizer=None, *args, **kwargs):

@@ -53,9 +53,11 @@ class Slices:
             slots = {slot: state.parts[number] for slot, state in self._state.items()}
             name = f"{self._name}.{number}"
             self._slices.append(_Slice(optimizer, communicator, part, program, slots, name))
+        # What this rank has loaded, whole, until training begins.
+        self._loaded = {}
         with tf.init_scope():
             self._changes = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self._peers = communicator.peers(self)
+        self.meet()
         self.slots = {
             slot: [
                 SlotView(self, slot, index, state.shape(index), layout.dtype)
@@ -64,6 +66,14 @@ class Slices:
             for slot, state in self._state.items()
         }
         self.watch = None
+
+    def joined_by(self, communicator):
+        """The same for other workers, with empty slices."""
+        return Slices(self._optimizer, communicator, self._layout)
+
+    def meet(self):
+        """Lets ranks read each other's slices, if all are there."""
+        self._peers = self._comm.peers(self)
 
     def changes(self):
         """How often this rank's share has changed: by updates, skipped ones included,
@@ -80,8 +90,33 @@ class Slices:
 
     def write(self, slot, index, value):
         """Takes the own part of the slot of a variable."""
+        self._loaded[slot, index] = value.numpy()
         self._state[slot].write(index, value)
         self._changes.assign_add(1)
+
+    def share(self, root):
+        """See `GSNROptimizer.share_state`."""
+        whole = not self.changes() or len(self._loaded) == sum(map(len, self.slots.values()))
+        changes, whole = zip(*self._comm.gather((self.changes(), whole)))
+        if len(set(changes)) > 1:
+            if not whole[root]:
+                raise ValueError(
+                    f"Only some ranks have loaded a checkpoint, and rank {root}, whose "
+                    "state all are to have, is not one of them. Received: updates and "
+                    f"loads by rank {list(changes)}. Load it on rank {root}, or on all."
+                )
+            for (slot, index), value in self._whole_slots():
+                self._comm.broadcast([value], root)
+                self._state[slot].write(index, value)
+            self._changes.assign(max(changes) + 1)
+        self._loaded.clear()
+
+    def _whole_slots(self):
+        """A `tf.Variable` for each slot of each variable, with what was loaded."""
+        for slot, views in self.slots.items():
+            for index, view in enumerate(views):
+                zeros = np.zeros(view.shape, view.dtype.as_numpy_dtype)
+                yield (slot, index), tf.Variable(self._loaded.get((slot, index), zeros))
 
     def own(self, what):
         """The bytes that this rank has of "slot/index of the variable"."""
@@ -101,6 +136,7 @@ class Slices:
             moments: List of `Moments`, one for each bucket.
             equal_weight: As for `Communicator.reduce_moments`.
         """
+        self._loaded.clear()
         if self.watch:
             self.watch.mark(0, moments)
         weights = None
@@ -154,6 +190,11 @@ class Slices:
         """Sums over all ranks of tables `[variables, columns]`, by one collective."""
         total = self._comm.all_reduce(tf.concat(tables, axis=0), f"{self._name}.{name}")
         return tf.split(total, [table.shape[0] for table in tables])
+
+    def state_bytes(self):
+        """See `GSNROptimizer.state_bytes`."""
+        elements = sum(one.part.size for one in self._slices)
+        return len(self.slots) * elements * self._layout.dtype.size
 
     def report(self):
         """See `GSNROptimizer.sharding_report`."""

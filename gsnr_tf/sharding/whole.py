@@ -31,6 +31,11 @@ class Whole:
         parts = [Part(bucket, 0, bucket.blocks) for bucket in layout.buckets]
         self._programs = [Program(optimizer, part) for part in parts]
 
+    def joined_by(self, communicator):
+        """The same for other workers, with the same state."""
+        self._comm = communicator
+        return self
+
     def reduce(self, moments, equal_weight):
         """Whether the mean of all samples is finite; mean and variance of each bucket."""
         if self.watch:
@@ -103,18 +108,27 @@ class Whole:
         for name, value in {**slots, **further}.items():
             self.slots[name][index].assign(value)
 
+    def meet(self):
+        """Nothing to do: every worker has all state."""
+
     def end_update(self):
         """To be called in a step after all else."""
         if self.watch:
             self.watch.mark(2, [])
 
+    def share(self, root):
+        """Nothing to do: all state is in variables."""
+
+    def state_bytes(self):
+        """See `GSNROptimizer.state_bytes`."""
+        return len(self.slots) * self._layout.size * self._layout.dtype.size
+
     def report(self):
         """See `GSNROptimizer.sharding_report`."""
         number = self._layout.size
-        item = self._layout.dtype.size
         return (
             f"{self._comm.workers} worker(s), k={int(self._optimizer.samples)} samples an "
             f"update; each has all {number:,} elements and "
-            f"{len(self.slots) * number * item:,} bytes of state; reduces "
-            f"{2 * number * item:,} bytes an update"
+            f"{self.state_bytes():,} bytes of state; reduces "
+            f"{2 * number * self._layout.dtype.size:,} bytes an update"
         )

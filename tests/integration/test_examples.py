@@ -6,8 +6,10 @@ import socket
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import gsnr_tf
 from tests.processes import ROOT, horovodrun, python, run, run_together
@@ -15,6 +17,7 @@ from tests.processes import ROOT, horovodrun, python, run, run_together
 EXAMPLES = ROOT / "keras_examples"
 MOVIELENS = str(EXAMPLES / "movielens_dlrm.py")
 LOOP = str(EXAMPLES / "strategy_loop.py")
+ENGINE = str(EXAMPLES / "movielens_engine.py")
 SECONDS = 120
 
 
@@ -91,7 +94,9 @@ def test_one_process_repeats_what_two_ranks_learned(on_two_ranks, tmp_path):
     np.testing.assert_allclose(*curves, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("example", [MOVIELENS, LOOP], ids=lambda path: Path(path).stem)
+@pytest.mark.parametrize(
+    "example", [MOVIELENS, LOOP, ENGINE], ids=lambda path: Path(path).stem
+)
 def test_help_answers_without_importing_tensorflow(example):
     finished = run(python("-X", "importtime", example, "--help"), SECONDS)
     assert finished.code == 0, finished.output
@@ -99,6 +104,33 @@ def test_help_answers_without_importing_tensorflow(example):
     imported = re.findall(r"^import time:.*\| +(\S+)$", finished.output, re.MULTILINE)
     assert "argparse" in imported
     assert not {"tensorflow", "keras", "numpy"} & set(imported)
+
+
+def test_a_task_file_trains_its_model_by_itself():
+    setting = ["MaskedBytes", "--epochs", "0.01", "--batch-size", "64"]
+    task = python(str(EXAMPLES / "language_task.py"), *setting, "--accumulation-steps", "2")
+    finished = run(task, SECONDS)
+    assert finished.code == 0, finished.output
+    assert "of 64 examples = 2 samples" in finished.output
+    losses = re.findall(r"^ *\d+%  loss ([\d.]+)  validation", finished.output, re.M)
+    assert len(losses) == 10
+    # Chance is ln 256 = 5.5; bytes that are frequent are soon guessed more often.
+    assert float(losses[-1]) < 4.5 < float(losses[0])
+    assert re.search(r"^test loss \(nats a byte\) [\d.]+$", finished.output, re.M)
+
+
+def test_the_engine_goes_on_where_two_ranks_stopped_with_one(tmp_path):
+    setting = ["--checkpoints", str(tmp_path), "--epochs"]
+    together = run(horovodrun(2, ENGINE, *setting, "5"), SECONDS)
+    assert together.code == 0, together.output
+    alone = run(python(ENGINE, *setting, "6"), SECONDS)
+    assert alone.code == 0, alone.output
+    lines = [*printed_by(0, together.output), *alone.output.splitlines()]
+    steps = [line.split(",")[0] for line in lines if line.startswith("step=")]
+    assert steps == [f"step={n}" for n in range(5, 31, 5)]
+    scores = [float(line.split()[-1]) for line in lines if line.startswith("test AUC")]
+    assert len(scores) == 2 and 0.6 < scores[0] < 1 and 0.6 < scores[1] < 1
+    assert (tmp_path / "latest").read_text() == "global_step30\n"
 
 
 def epochs(output):
@@ -155,12 +187,13 @@ def test_the_command_line_tells_versions():
 
     environment = run(command_line("env"), SECONDS)
     assert environment.code == 0, environment.output
-    told = dict(line.split(maxsplit=1) for line in environment.output.splitlines()[-8:])
-    assert list(told) == [
-        "gsnr_tf", "Python", "tensorflow", "keras", "numpy", "horovod", "GPUs", "platform",
-    ]  # fmt: skip
-    assert told["gsnr_tf"] == gsnr_tf.__version__
-    assert re.match(r"0\.28\.1 \(.*gloo.*\)", told["horovod"])
+    lines = re.findall(r"^  (\S.*?)  +(\S.*?) *$", environment.output, re.MULTILINE)
+    told = dict(lines)
+    assert told["gsnr_tf"].startswith(f"{gsnr_tf.__version__} (")
+    assert told["Keras"] == keras.__version__
+    assert told["Horovod"] == "0.28.1"
+    assert told["TensorFlow operations"] == f"for {tf.__version__}"
+    assert "\nProblems\n" in environment.output
 
 
 def test_the_benchmark_compares_three_ways():

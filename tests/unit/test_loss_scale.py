@@ -212,3 +212,49 @@ def test_state_of_another_kind_is_skipped_with_a_warning(row):
         optimizer.load_own_variables(store)
     for variable, value in zip(optimizer.variables, before):
         np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def scales_of(optimizer, steps):
+    """The scale after each update; 0 stands for one that overflows."""
+    weights, scales = kernel(), []
+    for good in steps:
+        window(optimizer, weights, 1.0, 2.0 if good else np.inf)
+        scales.append(float(optimizer.dynamic_scale))
+    return scales
+
+
+def limited(**arguments):
+    inner = OPTIMIZERS["sgd"].make(gradient_accumulation_steps=K)
+    return gsnr_tf.LossScaleOptimizer(inner, initial_scale=16.0, **arguments)
+
+
+def test_hysteresis_forgives_overflows_until_the_scale_grows():
+    optimizer = limited(hysteresis=2, dynamic_growth_steps=3)
+    steps = [0, 1, 0, 0, 1, 1, 1, 0, 1, 0]
+    assert scales_of(optimizer, steps) == [16, 16, 8, 4, 4, 4, 8, 8, 8, 4]
+    assert int(optimizer.inner_optimizer.skipped_steps) == 5
+
+
+def test_a_forgiven_overflow_still_restarts_the_count_to_growth():
+    optimizer = limited(hysteresis=2, dynamic_growth_steps=2)
+    assert scales_of(optimizer, [1, 0, 1, 1]) == [16, 16, 16, 32]
+
+
+def test_the_scale_stays_above_its_minimum():
+    assert scales_of(limited(min_scale=5.0), [0, 0, 0, 1]) == [8, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"hysteresis": 0}, {"min_scale": -1.0}, {"min_scale": 17.0}]
+)
+def test_limits_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match="Received: .*scale=|Received: hysteresis=0"):
+        limited(**arguments)
+
+
+def test_limits_survive_the_config():
+    optimizer = limited(hysteresis=3, min_scale=2.0)
+    again = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(optimizer)
+    )
+    assert (again.hysteresis, again.min_scale, again.initial_scale) == (3, 2.0, 16.0)

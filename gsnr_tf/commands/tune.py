@@ -1,0 +1,70 @@
+"""Finds the fastest micro-batch for a job, by running it for a few updates."""
+
+import argparse
+import functools
+import json
+import sys
+from pathlib import Path
+
+HELP = "find the fastest micro-batch and bucket size for a job"
+
+
+def add_arguments(parser):
+    parser.add_argument("config", help="JSON file that the script reads as well")
+    parser.add_argument(
+        "--np", type=int, default=1, help="number of ranks (default: 1)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=600, help="limit of a trial (default: 600)"
+    )
+    parser.add_argument("script", help="the job: a Python script")
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="what the script is given"
+    )
+
+
+def run(args):
+    from gsnr_tf.engine import ConfigError, read, tune
+
+    try:
+        config = read(args.config)
+        folder = Path(config.autotuning.results_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("trial-*"):
+            old.unlink()
+        run_one = functools.partial(
+            tune.run_trial,
+            ranks=args.np,
+            command=[args.script, *args.arguments],
+            folder=folder,
+            seconds=args.seconds,
+        )
+        results = tune.search(config, args.np, run_one, _tell)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    found = tune.best(results)
+    if found is None:
+        print("Every trial failed.", file=sys.stderr)
+        return 1
+    return _write(Path(args.config), folder, found)
+
+
+def _tell(result):
+    tried = {k: v for k, v in result.changes.items() if v is not None}
+    if result.failure:
+        told = f"failed: {result.failure}"
+    else:
+        told = f"{result.throughput:.0f} examples/s, {result.memory / 2**20:.0f} MiB"
+    print(f"{json.dumps(tried)}: {told}", flush=True)
+
+
+def _write(source, folder, found):
+    from gsnr_tf.engine.trial import merged
+
+    values = merged(json.loads(source.read_text(encoding="utf-8")), found.changes)
+    values["autotuning"]["enabled"] = False
+    path = folder / "config.json"
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    print(f"The fastest is in {path}.")
+    return 0

@@ -1,0 +1,192 @@
+"""Optimizers and schedules by name, and the arguments that each takes."""
+
+import functools
+import inspect
+
+import keras
+
+from gsnr_tf import optimizers as family
+from gsnr_tf.engine import deepspeed
+from gsnr_tf.engine.errors import nearest
+from gsnr_tf.engine.schedules import SCHEDULES
+
+# What the configuration decides in keys of its own.
+_ELSEWHERE = {
+    "gradient_accumulation_steps": "use the key `gradient_accumulation_steps`",
+    "loss_scale_factor": "use `fp16`",
+    "global_clipnorm": "use the key `gradient_clipping`",
+    "sharding": "use `zero_optimization.stage`",
+    "communicator": "the engine chooses it",
+    "bucket_bytes": "use `zero_optimization.reduce_bucket_size`",
+    "communication_dtype": "use `communication_data_type`",
+    "accumulation_steps": "use the key `gradient_accumulation_steps`",
+}
+
+
+@functools.cache
+def optimizers():
+    """Optimizer classes by name."""
+    skip = ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
+    found = {
+        name: rule
+        for name, rule in vars(keras.optimizers).items()
+        if isinstance(rule, type)
+        and issubclass(rule, keras.optimizers.Optimizer)
+        and name not in skip
+    }
+    ours = ("GSNRSGD", "GSNRAdam", "GSNRLars", "GSNRLamb")
+    return {**found, **{name: getattr(family, name) for name in ours}}
+
+
+def optimizer_class(name):
+    """The optimizer class of a name, in upper or lower case, or `None`."""
+    return {known.lower(): rule for known, rule in optimizers().items()}.get(
+        name.lower()
+    )
+
+
+def is_gsnr(rule):
+    """Whether a class is of the GSNR family."""
+    return rule.__name__.startswith("GSNR")
+
+
+def accepted(rule):
+    """Names of the arguments of a constructor, base classes included."""
+    names = []
+    for base in rule.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()
+        names += [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return {name for name in names if name != "self"}
+
+
+def in_keras_words(params):
+    """DeepSpeed's `lr`, `betas` and `eps` under Keras' names.
+
+    Raises:
+        ValueError: An argument is given under both names.
+    """
+    renamed = dict(params)
+
+    def rename(old, values):
+        del renamed[old]
+        for new, value in values.items():
+            if new in renamed:
+                raise ValueError(f"params has both {old!r} and {new!r}; leave one out.")
+            renamed[new] = value
+
+    for old, new in deepspeed.OPTIMIZER_ARGUMENTS.items():
+        if old in params:
+            rename(old, {new: params[old]})
+    if "betas" in params:
+        betas = params["betas"]
+        if not isinstance(betas, (list, tuple)) or len(betas) != 2:
+            raise ValueError(f"params.betas must be two numbers. Received: {betas!r}")
+        rename("betas", {"beta_1": betas[0], "beta_2": betas[1]})
+    return renamed
+
+
+def check_optimizer(name, params):
+    """Raises ValueError where no optimizer of this name and arguments can be made."""
+    rule = optimizer_class(name)
+    if rule is None:
+        advice = deepspeed.OPTIMIZERS.get(name.lower())
+        if advice:
+            raise ValueError(f"type {name!r} of DeepSpeed is not supported: {advice}.")
+        raise ValueError(
+            f"type {name!r} is unknown.{nearest(name, optimizers())} "
+            f"Known: {', '.join(sorted(optimizers()))}."
+        )
+    words = in_keras_words(params)
+    _check_params(
+        rule, words, deepspeed.OPTIMIZER_PARAMS, [*deepspeed.OPTIMIZER_ARGUMENTS]
+    )
+    try:
+        rule(**words)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"params: {error}") from error
+
+
+def check_scheduler(name, params):
+    """Raises ValueError where a schedule of this name and arguments cannot be made."""
+    rule = SCHEDULES[name]
+    _check_params(rule, params, deepspeed.SCHEDULER_PARAMS)
+    missing = [
+        p.name
+        for p in inspect.signature(rule).parameters.values()
+        if p.default is p.empty and p.name not in params and p.name != "learning_rate"
+    ]
+    if missing:
+        raise ValueError(f"params needs {', '.join(missing)} for {name}.")
+    try:
+        make_schedule(name, params, 0.1, 1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"params: {error}") from error
+
+
+def make_schedule(name, params, learning_rate, accumulation_steps):
+    """The schedule of a name; `learning_rate` is the optimizer's."""
+    rule = SCHEDULES[name]
+    more = {"accumulation_steps": accumulation_steps}
+    if "learning_rate" in accepted(rule):
+        more["learning_rate"] = learning_rate
+    return rule(**{**more, **params})
+
+
+def _check_params(rule, params, unsupported, more=()):
+    known = sorted(accepted(rule) - set(_ELSEWHERE))
+    for key in params:
+        if key in known:
+            continue
+        if key in _ELSEWHERE:
+            raise ValueError(f"params.{key}: {_ELSEWHERE[key]}.")
+        if key in unsupported:
+            raise ValueError(
+                f"params.{key} of DeepSpeed is not supported: {unsupported[key]}."
+            )
+        raise ValueError(
+            f"params.{key} is unknown.{nearest(key, [*known, *more])} "
+            f"{rule.__name__} takes: {', '.join(known)}."
+        )
+
+
+def check_together(config):
+    """Raises ValueError where sections of the configuration contradict each other."""
+    rule = optimizer_class(config.optimizer.type)
+    for key in ("gamma", "ceiling", "monitor_interval"):
+        if getattr(config.gsnr, key) is None:
+            continue
+        if not is_gsnr(rule):
+            raise ValueError(
+                f"gsnr.{key} needs an optimizer of the GSNR family. Received: "
+                f"optimizer.type={config.optimizer.type!r}."
+            )
+        if key in config.optimizer.params:
+            raise ValueError(f"gsnr.{key} is also in optimizer.params; leave one out.")
+    stage, bucket = (
+        config.zero_optimization.stage,
+        config.zero_optimization.reduce_bucket_size,
+    )
+    needs = {
+        "zero_optimization.stage": stage,
+        "zero_optimization.reduce_bucket_size": bucket,
+        "communication_data_type": config.communication_data_type,
+    }
+    for key, value in needs.items():
+        if value and not is_gsnr(rule):
+            raise ValueError(
+                f"{key}={value!r} needs an optimizer of the GSNR family, and "
+                f"{rule.__name__} is Keras' own. Take GSNRSGD, GSNRAdam, GSNRLars or "
+                "GSNRLamb with gsnr.gamma 1 and gsnr.ceiling 1, which are the plain "
+                f"rules, or leave {key} out."
+            )
+    if config.gradient_clipping and {"clipnorm", "clipvalue"} & set(
+        config.optimizer.params
+    ):
+        raise ValueError(
+            "gradient_clipping excludes clipnorm and clipvalue in optimizer.params;"
+            " keep one."
+        )

@@ -1,0 +1,365 @@
+"""The configuration of a job: what its keys mean, and which values they take.
+
+The descriptions here are the documentation: docs/ is generated from them.
+"""
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BeforeValidator, Field
+
+from gsnr_tf.engine import arguments, batch
+
+
+def _whole(value):
+    """Numbers such as 5e8, which JSON reads as floats, where an integer is meant."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+Natural = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(pydantic.BaseModel):
+    """Base of all sections: nothing unknown, nothing converted, nothing changed."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Optimizer(Section):
+    """Which rule updates the weights.
+
+    `type` is GSNRSGD, GSNRAdam, GSNRLars or GSNRLamb, or any optimizer of
+    `keras.optimizers`, in upper or lower case. `params` are the arguments of its
+    constructor; DeepSpeed's `lr`, `betas` and `eps` are understood. Clipping,
+    accumulation and moving averages that concern the job have keys of their own.
+    """
+
+    type: str = Field(
+        description="Name of the optimizer.",
+        examples=["GSNRLamb"],
+        json_schema_extra={"enum": sorted(arguments.optimizers())},
+    )
+    params: dict[str, Any] = Field(
+        default={},
+        description="Arguments of its constructor.",
+        examples=[{"lr": 0.01, "weight_decay": 0.01}],
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _known(self):
+        arguments.check_optimizer(self.type, self.params)
+        return self
+
+
+class Scheduler(Section):
+    """How the learning rate changes from update to update.
+
+    Updates are counted, not micro-batches. Each schedule gives every update the rate
+    that DeepSpeed's gives it. Without this section the rate stays at the optimizer's.
+    """
+
+    type: Literal[tuple(arguments.SCHEDULES)] = Field(
+        description="Name of the schedule.", examples=["WarmupCosineLR"]
+    )
+    params: dict[str, Any] = Field(
+        default={},
+        description=(
+            "Its parameters, those of DeepSpeed. `WarmupCosineLR` takes its peak "
+            "from the optimizer's `lr`."
+        ),
+        examples=[{"total_num_steps": 10000, "warmup_num_steps": 500}],
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _known(self):
+        arguments.check_scheduler(self.type, self.params)
+        return self
+
+
+class FP16(Section):
+    """Computation in float16, with weights in float32 and the loss scaled.
+
+    The layers of the model that have the policy float32 get `mixed_float16`, in place;
+    the output layers of a Sequential or functional model stay float32, so that softmax
+    and loss keep their digits. Keras' global policy is left alone. An update whose
+    reduced gradient is not finite is skipped by all ranks together.
+    """
+
+    enabled: bool = Field(default=False, description="Whether to compute in float16.")
+    loss_scale: float = Field(
+        default=0.0,
+        ge=0,
+        description=(
+            "Factor of the loss. 0 is a dynamic scale, which the other keys shape."
+        ),
+    )
+    initial_scale_power: Natural = Field(
+        default=16, description="The dynamic scale begins at 2 to this power."
+    )
+    loss_scale_window: Count = Field(
+        default=1000,
+        description=(
+            "After so many updates in a row without an overflow the scale doubles."
+        ),
+    )
+    hysteresis: Count = Field(
+        default=2,
+        description=(
+            "The scale is halved by the overflow of this number, counted since it "
+            "last doubled; those before it only skip their update."
+        ),
+    )
+    min_loss_scale: Positive = Field(
+        default=1.0, description="The dynamic scale does not fall below this."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self):
+        if self.min_loss_scale > 2.0**self.initial_scale_power:
+            raise ValueError(
+                f"min_loss_scale={self.min_loss_scale:g} is above the initial scale, 2"
+                f" to the power initial_scale_power={self.initial_scale_power}."
+            )
+        return self
+
+
+class BF16(Section):
+    """Computation in bfloat16, with weights in float32. The loss needs no scale.
+
+    Layers are chosen as for `fp16`.
+    """
+
+    enabled: bool = Field(default=False, description="Whether to compute in bfloat16.")
+
+
+class ZeroOptimization(Section):
+    """Who keeps which part of the optimizer.
+
+    Stages 1 and 2 are one thing here: each rank receives the gradients of its own slice
+    of the parameters only (stage 2), keeps the optimizer state of that slice only
+    (stage 1) and sends round the weights. The bytes are those of a plain allreduce. A
+    single rank has nothing to divide, and any stage means 0. Only the GSNR family can
+    be divided; with `gsnr.gamma` 1 and `gsnr.ceiling` 1 it is the plain optimizer.
+    """
+
+    stage: Literal[0, 1, 2] | None = Field(
+        default=None,
+        description=(
+            "0: every rank has all state. 1 or 2: a slice of it. Not given: what "
+            "the optimizer does by itself."
+        ),
+        examples=[2],
+    )
+    reduce_bucket_size: Count | None = Field(
+        default=None,
+        description=(
+            "Elements that travel together, so that communication can begin before "
+            "the last gradient is there. Not given: the optimizer's own choice."
+        ),
+        examples=[50_000_000],
+    )
+
+
+class Sink(Section):
+    """Common to `tensorboard` and `csv_monitor`."""
+
+    enabled: bool = Field(default=False, description="Whether to write.")
+    output_path: str = Field(
+        default="runs", description="Folder.", examples=["runs/movielens"]
+    )
+    job_name: str = Field(
+        default="train", description="Name of the job, a folder inside `output_path`."
+    )
+
+
+class TensorBoard(Sink):
+    """Loss, learning rate and loss scale as TensorBoard events, from rank 0.
+
+    The horizontal axis is the number of examples, as in DeepSpeed.
+    """
+
+
+class CSVMonitor(Sink):
+    """Loss, learning rate and loss scale as CSV files, one for each, from rank 0."""
+
+
+class FlopsProfiler(Section):
+    """Counts the operations of one update, and measures its time and memory."""
+
+    enabled: bool = Field(default=False, description="Whether to profile.")
+    profile_step: Count = Field(
+        default=5,
+        description=(
+            "Number of the update that is measured, from 1. The first ones hold "
+            "the tracing of the graph."
+        ),
+    )
+    output_file: str | None = Field(
+        default=None,
+        description="File for the profile. Not given: standard output of rank 0.",
+        examples=["profile.txt"],
+    )
+
+
+class Autotuning(Section):
+    """The search for the fastest way to compute the same updates.
+
+    `gsnr-tf tune CONFIG --np N script.py …` runs the script again and again, for a few
+    updates each, in processes of its own: with `train_batch_size` as it is, other
+    micro-batches, with the accumulation that follows, and then other bucket sizes. It
+    tells what it tried and why a trial failed, and writes the configuration that it
+    found. For the GSNR family an update keeps 8 samples where it can.
+    """
+
+    enabled: bool = Field(
+        default=False, description="Whether `gsnr-tf tune` may search."
+    )
+    results_dir: str = Field(
+        default="autotuning_results",
+        description="Folder for the trials and the configuration that was found.",
+    )
+    start_profile_step: Count = Field(
+        default=3, description="After this update the clock of a trial begins."
+    )
+    end_profile_step: Count = Field(
+        default=8, description="After this update a trial ends."
+    )
+    num_tuning_micro_batch_sizes: Count = Field(
+        default=6,
+        description="Micro-batches that are tried at most, from small to large.",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self):
+        if self.end_profile_step <= self.start_profile_step:
+            raise ValueError(
+                f"end_profile_step={self.end_profile_step} must be greater than "
+                f"start_profile_step={self.start_profile_step}."
+            )
+        return self
+
+
+class GSNR(Section):
+    """What DeepSpeed does not have: the multiplier, and the order of the examples."""
+
+    gamma: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Floor of the multiplier. Not given: the optimizer's 0.1.",
+        examples=[0.1],
+    )
+    ceiling: Positive | None = Field(
+        default=None,
+        description=(
+            "Ceiling of the multiplier. Not given: the optimizer's 1. Both at 1 "
+            "switch the multiplier off."
+        ),
+        examples=[10.0],
+    )
+    monitor_interval: Count | None = Field(
+        default=None,
+        description=(
+            "Under `fit`, GSNRMonitor records every so many updates; `gsnr-tf report` "
+            "makes a page of it. Not given: nothing is recorded."
+        ),
+        examples=[10],
+    )
+    monitor_path: str = Field(
+        default="runs/monitor", description="Folder of that record, of this job alone."
+    )
+    shuffle_seed: Natural = Field(
+        default=0,
+        description=(
+            "Seed of the order in which arrays are gone through, a new one each epoch,"
+            " the same on any number of ranks. A tf.data.Dataset keeps its own order."
+        ),
+    )
+
+
+class Config(Section):
+    """Batch size, clipping, precision of what travels, and what is printed.
+
+    `train_batch_size = train_micro_batch_size_per_gpu × gradient_accumulation_steps ×
+    ranks`, exactly. Any two give the third. Give the first two, and the same file runs
+    on 1, 2 and 4 processes with the same samples in every update.
+    """
+
+    train_batch_size: Count | None = Field(
+        default=None,
+        description="Examples of an update, over all ranks.",
+        examples=[4096],
+    )
+    train_micro_batch_size_per_gpu: Count | None = Field(
+        default=None,
+        description=(
+            "Examples that one rank computes at once. Each micro-batch is a sample "
+            "of the gradient."
+        ),
+        examples=[512],
+    )
+    gradient_accumulation_steps: Count | None = Field(
+        default=None,
+        description=(
+            "Micro-batches of a rank to an update. 1 where only one of the other "
+            "two is given."
+        ),
+        examples=[2],
+    )
+    optimizer: Optimizer
+    scheduler: Scheduler | None = None
+    gradient_clipping: float = Field(
+        default=0.0,
+        ge=0,
+        description=(
+            "Largest 2-norm of the gradient, over all variables and all ranks. 0 "
+            "does not clip."
+        ),
+        examples=[1.0],
+    )
+    fp16: FP16 = FP16()
+    bf16: BF16 = BF16()
+    zero_optimization: ZeroOptimization = ZeroOptimization()
+    communication_data_type: Literal["fp32", "fp16", "bfp16"] | None = Field(
+        default=None,
+        description="Type in which gradients travel. Not given: float32.",
+        examples=["bfp16"],
+    )
+    steps_per_print: Count | None = Field(
+        default=10,
+        description="Rank 0 prints a line after every so many updates. null: never.",
+    )
+    wall_clock_breakdown: bool = Field(
+        default=False,
+        description=(
+            "Whether each of those lines also tells the time of forward and "
+            "backward pass, communication and update, for every rank."
+        ),
+    )
+    tensorboard: TensorBoard = TensorBoard()
+    csv_monitor: CSVMonitor = CSVMonitor()
+    flops_profiler: FlopsProfiler = FlopsProfiler()
+    autotuning: Autotuning = Autotuning()
+    gsnr: GSNR = GSNR()
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self):
+        if self.fp16.enabled and self.bf16.enabled:
+            raise ValueError("fp16 and bf16 exclude each other: enable one of them.")
+        arguments.check_together(self)
+        return self
+
+    def batch(self, ranks):
+        """The `Batch` of the job on a number of ranks.
+
+        Raises:
+            ConfigError: The sizes do not fit together.
+        """
+        return batch.resolve(
+            self.train_batch_size,
+            self.train_micro_batch_size_per_gpu,
+            self.gradient_accumulation_steps,
+            ranks,
+        )

@@ -1,0 +1,386 @@
+"""The engine: a job from a configuration, a thin coordinator of the other rooms."""
+
+import warnings
+
+import numpy as np
+import tensorflow as tf
+
+from gsnr_tf import callbacks as keras_callbacks
+from gsnr_tf import comm
+from gsnr_tf.engine import agreement, moving
+from gsnr_tf.engine.build import build_optimizer
+from gsnr_tf.engine.data import (
+    Examples,
+    makes_its_own_batches,
+    specs_of,
+    split_off,
+    take_apart,
+)
+from gsnr_tf.engine.precision import set_precision
+from gsnr_tf.engine.progress import Progress, ProgressCallback
+from gsnr_tf.resilience import checkpoint
+
+
+def initialize(
+    model, config, loss=None, metrics=None, training_data=None, **compile_arguments
+):
+    """Makes a model ready to train as a configuration says; returns an `Engine`.
+
+    Call it on every rank alike. It compiles the model, in place; with `fp16` or `bf16`
+    it also sets the dtype policy of the model's layers.
+
+    Args:
+        model: A built `keras.Model`.
+        config: Path of a JSON file, or a dict of the same keys; see engine/docs.
+        loss, metrics: As for `Model.compile`.
+        training_data: Tuple `(x, y)` or `(x, y, sample_weight)` of arrays, or a
+            `tf.data.Dataset` of single examples: all examples, the same on every rank.
+            The engine makes the batches and shares them out.
+        compile_arguments: Further arguments of `Model.compile`.
+
+    Raises:
+        ConfigError: The configuration cannot be used, or differs between ranks; on all
+            ranks.
+        ValueError: The model is not built, or a tf.distribute strategy is in use.
+    """
+    if tf.distribute.has_strategy():
+        raise ValueError(
+            "The engine trains on Horovod's ranks. Received a call inside the scope of"
+            f" {type(tf.distribute.get_strategy()).__name__}. Start one rank for each"
+            " device, or use Model.compile and Model.fit with an optimizer of this"
+            " package."
+        )
+    if not model.built:
+        raise ValueError(
+            f"The model '{model.name}' has no variables yet. Give it a keras.Input, or "
+            "call it once on a batch, before gsnr_tf.initialize."
+        )
+    communicator = comm.choose("auto", tf.distribute.get_strategy())
+    config = agreement.read(config, communicator)
+    batch = config.batch(communicator.workers)
+    for enabled, policy in (
+        (config.fp16.enabled, "mixed_float16"),
+        (config.bf16.enabled, "mixed_bfloat16"),
+    ):
+        if enabled:
+            set_precision(model, policy)
+    # XLA has no kernels for Horovod's collectives, and no clock.
+    xla = batch.ranks == 1 and not config.wall_clock_breakdown
+    model.compile(
+        optimizer=build_optimizer(config, batch),
+        loss=loss,
+        metrics=metrics,
+        auto_scale_loss=False,
+        **{"jit_compile": "auto" if xla else False, **compile_arguments},
+    )
+    return Engine(model, config, batch, communicator, training_data)
+
+
+class Engine:
+    """A job in training. Made by `gsnr_tf.initialize`.
+
+    Attributes:
+        model: The `keras.Model`, compiled.
+        optimizer: Its optimizer; with `fp16` the `LossScaleOptimizer` around it.
+        config: The `Config`.
+    """
+
+    def __init__(self, model, config, batch, communicator, training_data=None):
+        self.model = model
+        self.optimizer = model.optimizer
+        self.config = config
+        self._batch = batch
+        self._comm = communicator
+        self._inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        self.optimizer.build(model.trainable_variables)
+        self._broadcast = keras_callbacks.BroadcastGlobalVariablesCallback()
+        self._broadcast.set_model(model)
+        self._broadcast.on_train_begin()
+        self._data = None
+        if training_data is not None:
+            self._data = self._examples(training_data)
+        self._next = None
+        # Updates and examples when training began, here or by a checkpoint.
+        self._before = (0, 0)
+        self._progress = Progress(self, self._inner._comm)
+
+    # ---- training ---------------------------------------------------------------
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        sample_weight=None,
+        batch_size=None,
+        validation_split=0.0,
+        validation_data=None,
+        shuffle=True,
+        steps_per_epoch=None,
+        callbacks=None,
+        verbose="auto",
+        **fit_arguments,
+    ):
+        """`Model.fit` with the batches of the configuration. Call it on all ranks.
+
+        An epoch is a whole number of training batches. Metrics are means over the
+        ranks; each rank evaluates all of `validation_data`.
+
+        Args:
+            x, y, sample_weight: As for `Model.fit`: arrays or a `tf.data.Dataset` of
+                single examples, the same on all ranks. Left out: the `training_data`
+                of `initialize`. Anything else (a generator, a `keras.utils.PyDataset`)
+                goes to `Model.fit` as it is: each rank's own micro-batches.
+            batch_size: Left out, or the configuration's micro-batch.
+            steps_per_epoch: Int, training batches (updates) of an epoch.
+            shuffle: Whether arrays come in a new order each epoch. Defaults to `True`.
+            validation_split, validation_data, callbacks, verbose, fit_arguments: As
+                for `Model.fit`.
+
+        Returns:
+            The `keras.callbacks.History`.
+        """
+        if batch_size not in (None, self._batch.micro):
+            raise ValueError(
+                "The configuration decides the batch. Received:"
+                f" batch_size={batch_size}, with"
+                f" train_micro_batch_size_per_gpu={self._batch.micro}."
+            )
+        self._check_same_validation(validation_data)
+        if validation_split:
+            (x, y, sample_weight), validation_data = split_off(
+                validation_split, x, y, sample_weight
+            )
+        data, steps = self._training_batches(
+            x, y, sample_weight, shuffle, steps_per_epoch
+        )
+        specs = specs_of(data["x"], self._batch) if self._progress.profiles else None
+        self._next = None
+        return self.model.fit(
+            **data,
+            steps_per_epoch=steps,
+            validation_data=validation_data,
+            verbose=self._verbosity(verbose),
+            callbacks=[
+                self._broadcast,
+                moving.AverageStatistics(self._comm),
+                keras_callbacks.MetricAverageCallback(),
+                ProgressCallback(self._progress, self._batch.accumulation, specs),
+                *self._monitors(),
+                *(callbacks or []),
+            ],
+            **{"validation_batch_size": self._batch.micro, **fit_arguments},
+        )
+
+    def train_batch(self, batch=None):
+        """One update. Call it on all ranks.
+
+        Args:
+            batch: Tuple `(x, y)` or `(x, y, sample_weight)` of this rank's examples,
+                train_micro_batch_size_per_gpu × gradient_accumulation_steps rows. Left
+                out: the next of `training_data`, of which each rank takes its own.
+
+        Returns:
+            The loss before the update, a float, the mean over micro-batches and ranks.
+        """
+        parts = self._next_parts() if batch is None else take_apart(batch, self._batch)
+        losses = []
+        for part in parts:
+            self._progress.begin()
+            logs = self.model.train_on_batch(*part, return_dict=True)
+            self._progress.end()
+            losses.append(logs["loss"])
+        loss = self._mean_over_ranks(np.mean(losses))
+        specs = specs_of(parts[0], self._batch) if self._progress.profiles else None
+        self._progress.update(loss, specs)
+        return loss
+
+    def eval_batch(self, batch):
+        """The loss of a batch, a float, the mean over ranks. Call it on all ranks.
+
+        Args:
+            batch: Tuple `(x, y)` or `(x, y, sample_weight)`, of any number of rows, the
+                same number on each rank.
+        """
+        moving.average(self.model, self._comm)
+        logs = self.model.test_on_batch(*batch, return_dict=True)
+        return self._mean_over_ranks(logs["loss"])
+
+    # ---- checkpoints ------------------------------------------------------------
+
+    def save_checkpoint(self, save_dir, tag=None, client_state=None):
+        """Writes all state to `save_dir/tag`, and `save_dir/latest`. All ranks call it.
+
+        Args:
+            save_dir: Folder that all ranks share.
+            tag: String. Left out: global_step and its number.
+            client_state: Dict of your own, of what JSON can hold.
+
+        Returns:
+            `True`. A trial of `gsnr-tf tune` writes nothing.
+
+        Raises:
+            CheckpointError: On all ranks, where it fails on any.
+        """
+        if self._progress.is_trial:
+            return True
+        moving.average(self.model, self._comm)
+        checkpoint.save(
+            save_dir,
+            f"global_step{self.global_steps}" if tag is None else str(tag),
+            self.model,
+            self._comm,
+            {"global_steps": self.global_steps, "global_samples": self.global_samples},
+            dict(client_state or {}),
+        )
+        return True
+
+    def load_checkpoint(self, load_dir, tag=None):
+        """Restores what `save_checkpoint` wrote, on any number of ranks. All call it.
+
+        Args:
+            load_dir: Folder that all ranks share.
+            tag: String. Left out: the newest.
+
+        Returns:
+            `(path, client_state)`; `(None, {})` with a warning where `tag` is left out
+            and there is no checkpoint yet.
+
+        Raises:
+            CheckpointError: On all ranks: it is missing, damaged, or does not fit.
+        """
+        if self._progress.is_trial:
+            return None, {}
+        found = checkpoint.load(load_dir, tag, self.model, self._comm)
+        if found is None:
+            warnings.warn(
+                f"{load_dir} has no checkpoint: training begins.", stacklevel=2
+            )
+            return None, {}
+        path, counters, client_state = found
+        self._before = (self.global_steps, counters["global_samples"])
+        self._next = None
+        self._progress.restart()
+        return str(path), client_state
+
+    # ---- what one may ask, in DeepSpeed's forms -----------------------------------
+
+    @property
+    def global_steps(self):
+        """Updates so far, those that were skipped included."""
+        return int(self.optimizer.iterations) + self.skipped_steps
+
+    @property
+    def global_samples(self):
+        """Examples so far, over all ranks."""
+        steps, samples = self._before
+        return samples + (self.global_steps - steps) * self._batch.train
+
+    @property
+    def skipped_steps(self):
+        """Updates that all ranks skipped, since the gradient was not finite."""
+        return int(self._inner.skipped_steps)
+
+    @property
+    def loss_scale(self):
+        """The loss scale now, a float; `None` without `fp16`."""
+        if not self.config.fp16.enabled:
+            return None
+        return float(
+            getattr(self.optimizer, "dynamic_scale", self.config.fp16.loss_scale)
+        )
+
+    def train_batch_size(self):
+        """Examples of an update, over all ranks."""
+        return self._batch.train
+
+    def train_micro_batch_size_per_gpu(self):
+        """Examples of a micro-batch on one rank."""
+        return self._batch.micro
+
+    def gradient_accumulation_steps(self):
+        """Micro-batches of an update on one rank."""
+        return self._batch.accumulation
+
+    def get_lr(self):
+        """List with the learning rate of the next update."""
+        return [float(self.optimizer.learning_rate)]
+
+    def get_global_grad_norm(self):
+        """2-norm of the last update's mean gradient, before clipping, a float.
+
+        `None` before the first update, and with optimizers of Keras, which do not keep
+        it.
+        """
+        square = getattr(self._inner, "_signal", None)
+        if square is None or not self.global_steps:
+            return None
+        return float(np.sqrt(square.numpy()))
+
+    # ---- parts --------------------------------------------------------------------
+
+    def _examples(self, data, shuffle=True, updates=None):
+        seed = self.config.gsnr.shuffle_seed if shuffle else None
+        return Examples(data, self._batch, self._comm, comm.rank(), seed, updates)
+
+    def _training_batches(self, x, y, sample_weight, shuffle, updates):
+        """Data for `Model.fit`, a dict, and micro-batches of an epoch."""
+        accumulation = self._batch.accumulation
+        if makes_its_own_batches(x):
+            data = {"x": x, "y": y, "sample_weight": sample_weight, "shuffle": shuffle}
+            return data, updates and updates * accumulation
+        examples = self._data
+        if x is not None:
+            given = (x, y) if sample_weight is None else (x, y, sample_weight)
+            given = x if isinstance(x, tf.data.Dataset) else given
+            examples = self._examples(given, shuffle, updates)
+        elif examples is None:
+            raise ValueError(_NO_DATA)
+        steps = (updates or examples.updates) * accumulation
+        data = examples.micro_batches(self.global_steps)
+        return {"x": data, "shuffle": False}, steps
+
+    def _next_parts(self):
+        """This rank's micro-batches of the next training batch of `training_data`."""
+        if self._data is None:
+            raise ValueError(_NO_DATA)
+        step = self.global_steps
+        if self._next is None or self._next[0] != step:
+            self._next = step, iter(self._data.micro_batches(step))
+        micro_batches = self._next[1]
+        self._next = step + 1, micro_batches
+        return [next(micro_batches) for _ in range(self._batch.accumulation)]
+
+    def _mean_over_ranks(self, value):
+        total = self._comm.all_reduce(tf.constant(value, tf.float64), "gsnr.loss")
+        return float(total) / self._batch.ranks
+
+    def _monitors(self):
+        gsnr = self.config.gsnr
+        if not gsnr.monitor_interval:
+            return []
+        examples = self._batch.micro * self._batch.ranks
+        return [
+            keras_callbacks.GSNRMonitor(
+                gsnr.monitor_path, gsnr.monitor_interval, examples
+            )
+        ]
+
+    def _check_same_validation(self, data):
+        given = self._comm.gather(data is not None)
+        if len(set(given)) > 1:
+            raise ValueError(
+                "All ranks must evaluate, since they average BatchNorm statistics"
+                f" before. Received validation_data, by rank: {given}."
+            )
+
+    def _verbosity(self, verbose):
+        if comm.rank():
+            return 0
+        # A bar and the lines of `steps_per_print` would write over each other.
+        return 2 if verbose == "auto" else verbose
+
+
+_NO_DATA = (
+    "There is no data. Give gsnr_tf.initialize training_data=(x, y), or pass data to"
+    " this call."
+)

@@ -1,0 +1,103 @@
+"""What a configuration comes to on a number of ranks, in words."""
+
+from gsnr_tf.engine import arguments
+from gsnr_tf.engine.build import optimizer_arguments
+from gsnr_tf.engine.schedules import UpdateSchedule
+
+
+def explain(config, ranks):
+    """Pairs of a key and what it comes to.
+
+    Args:
+        config: The `Config`.
+        ranks: Int.
+
+    Raises:
+        ConfigError: It cannot be used on so many ranks.
+    """
+    batch = config.batch(ranks)
+    rule, kwargs = optimizer_arguments(config, batch)
+    rows = [
+        *_sizes(config, batch),
+        ("optimizer", _call(rule.__name__, kwargs)),
+        *_schedule(config, kwargs),
+        ("gradient_clipping", config.gradient_clipping or "none"),
+        ("precision", _precision(config)),
+        ("zero_optimization", _sharing(config, rule, kwargs)),
+        ("communication_data_type", config.communication_data_type or "fp32"),
+        ("steps_per_print", config.steps_per_print or "never"),
+    ]
+    if arguments.is_gsnr(rule):
+        by_worker = kwargs.get("sample") == "worker"
+        rows.insert(3, ("samples (k)", _samples(batch, by_worker)))
+    return [*rows, *_what_is_written(config)]
+
+
+def _sizes(config, batch):
+    for name, size in (
+        ("train_batch_size", batch.train),
+        ("train_micro_batch_size_per_gpu", batch.micro),
+        ("gradient_accumulation_steps", batch.accumulation),
+    ):
+        derived = getattr(config, name) is None
+        yield name, f"{size} (derived, on {batch.ranks} ranks)" if derived else size
+
+
+def _samples(batch, by_worker):
+    k, text = batch.samples, f" × {batch.accumulation} micro-batches"
+    if by_worker:
+        k, text = batch.ranks, ""
+    text = f"{k} = {batch.ranks} ranks{text}"
+    if k < 2:
+        return f"{text}: too few, the optimizer will refuse; halve the micro-batch"
+    return text if k >= 8 else f"{text}: fewer than 8, a poor estimate"
+
+
+def _call(name, kwargs):
+    shown = {k: v for k, v in kwargs.items() if not isinstance(v, UpdateSchedule)}
+    return f"{name}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+
+
+def _schedule(config, kwargs):
+    if not config.scheduler:
+        return
+    schedule = kwargs["learning_rate"]
+    values = schedule.get_config()
+    values.pop("accumulation_steps")
+    yield "scheduler", _call(type(schedule).__name__, values)
+    points = {0, 1, values.get("warmup_num_steps"), values.get("cycle_first_step_size")}
+    points |= {values.get("total_num_steps")}
+    for update in sorted(point for point in points if point is not None):
+        rate = float(schedule(update * schedule.accumulation_steps))
+        yield "", f"update {update}: {rate:.3g}"
+
+
+def _what_is_written(config):
+    for name in ("tensorboard", "csv_monitor"):
+        sink = getattr(config, name)
+        if sink.enabled:
+            yield name, f"{sink.output_path}/{sink.job_name}"
+    if config.wall_clock_breakdown:
+        yield "wall_clock_breakdown", "with each printed line"
+    if config.flops_profiler.enabled:
+        yield "flops_profiler", f"at update {config.flops_profiler.profile_step}"
+
+
+def _precision(config):
+    if config.bf16.enabled:
+        return "mixed_bfloat16"
+    if not config.fp16.enabled:
+        return "the model's own"
+    if config.fp16.loss_scale:
+        return f"mixed_float16, loss × {config.fp16.loss_scale:g}"
+    return f"mixed_float16, loss × {2**config.fp16.initial_scale_power} at first"
+
+
+def _sharing(config, rule, kwargs):
+    if not arguments.is_gsnr(rule):
+        return "every rank has all state"
+    if config.zero_optimization.stage is None:
+        return "as the optimizer decides"
+    if kwargs["sharding"] == "slices":
+        return "each rank has the state of its slice"
+    return "every rank has all state"

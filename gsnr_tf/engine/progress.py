@@ -1,0 +1,153 @@
+"""What is told while a job trains: lines, events, times and a profile."""
+
+import os
+import time
+from pathlib import Path
+
+import keras
+
+from gsnr_tf import comm
+from gsnr_tf.engine import trial
+from gsnr_tf.engine.breakdown import Breakdown
+from gsnr_tf.engine.flops import FlopsProfiler
+
+
+class Progress:
+    """Observes the updates of an engine; all ranks alike, rank 0 speaks and writes.
+
+    Args:
+        engine: The `Engine`, whose optimizer is built and whose train step is not
+        traced. communicator: The `Communicator`.
+    """
+
+    def __init__(self, engine, communicator):
+        config = engine.config
+        self._engine, self._comm = engine, communicator
+        self._every = config.steps_per_print
+        self._first = comm.rank() == 0
+        self._sinks = _sinks(config) if self._first else []
+        self._breakdown = self._profiler = None
+        if config.wall_clock_breakdown:
+            self._breakdown = Breakdown(engine.model, communicator)
+        if config.flops_profiler.enabled:
+            profile = config.flops_profiler
+            self._profiler = FlopsProfiler(
+                engine, profile.profile_step, profile.output_file
+            )
+        self._trial = None
+        if trial.VARIABLE in os.environ:
+            self._trial = trial.Trial(engine, communicator, self._first)
+        self._meters = [m for m in (self._breakdown, self._profiler) if m is not None]
+        self.restart()
+
+    @property
+    def profiles(self):
+        """Whether an update is still to be profiled."""
+        return self._profiler is not None
+
+    @property
+    def is_trial(self):
+        """Whether the job is a trial of `gsnr-tf tune`, which leaves no trace."""
+        return self._trial is not None
+
+    def restart(self):
+        """Forgets how long updates took: something else comes between."""
+        self._since, self._from = time.perf_counter(), self._engine.global_steps
+
+    def begin(self):
+        """Before each micro-batch."""
+        for meter in self._meters:
+            meter.begin()
+
+    def end(self):
+        """After each micro-batch."""
+        for meter in self._meters:
+            meter.end()
+
+    def update(self, loss, specs=None):
+        """After each update.
+
+        Args:
+            loss: Float, the loss of the update.
+            specs: `tf.TensorSpec` of a micro-batch, which a profile needs.
+        """
+        if self._profiler:
+            self._profiler.update(self._comm, specs, self._first)
+        line = bool(self._every) and self._engine.global_steps % self._every == 0
+        if self._sinks:
+            self._write(loss)
+        if line:
+            self._print(loss)
+        if self._breakdown:
+            self._breakdown.restart()
+        if self._trial:
+            self._trial.update()
+
+    def _print(self, loss):
+        engine = self._engine
+        lines = [_line(engine, loss, self._since, self._from)] if self._first else []
+        if self._breakdown:
+            told = enumerate(self._comm.gather(self._breakdown.told()))
+            lines += [f"  rank {rank}: {times}" for rank, times in told]
+        if self._first:
+            print("\n".join(lines), flush=True)
+        self.restart()
+
+    def _write(self, loss):
+        engine = self._engine
+        events = {"train_loss": loss, "lr": engine.get_lr()[0]}
+        if engine.loss_scale is not None:
+            events["loss_scale"] = engine.loss_scale
+        examples = engine.global_samples
+        rows = [(f"Train/Samples/{name}", v, examples) for name, v in events.items()]
+        for sink in self._sinks:
+            sink.write_events(rows)
+
+
+def _line(engine, loss, since, from_step):
+    step = engine.global_steps
+    examples = (step - from_step) * engine.train_batch_size()
+    return (
+        f"step={step}, skipped={engine.skipped_steps}, lr={engine.get_lr()[0]:.4g}, "
+        f"loss={loss:.4f}, examples/s={examples / (time.perf_counter() - since):.0f}"
+    )
+
+
+def _sinks(config):
+    """Sinks that are enabled: objects with `write_events([(name, value, step)])`."""
+    found = []
+    for name, section in (
+        ("TensorBoardSink", config.tensorboard),
+        ("CSVSink", config.csv_monitor),
+    ):
+        if section.enabled:
+            from gsnr_tf.monitor import sinks
+
+            folder = Path(section.output_path) / section.job_name
+            folder.mkdir(parents=True, exist_ok=True)
+            found.append(getattr(sinks, name)(folder))
+    return found
+
+
+class ProgressCallback(keras.callbacks.Callback):
+    """`Progress` under `fit`, where the loss is the mean of the epoch so far."""
+
+    def __init__(self, progress, micro_batches, specs):
+        super().__init__()
+        self._progress = progress
+        self._micro_batches = micro_batches
+        self._specs = specs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._progress.restart()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._progress.begin()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._progress.end()
+        if (batch + 1) % self._micro_batches == 0:
+            self._progress.update(float(logs["loss"]), self._specs)
+
+    def on_train_end(self, logs=None):
+        self._progress.restart()

@@ -1,0 +1,284 @@
+"""The configuration: what it accepts, and how it says what is wrong."""
+
+import json
+
+import jsonschema
+import pytest
+
+from gsnr_tf import cli
+from gsnr_tf.engine import ConfigError, explain, read, schema
+
+GOOD = {
+    "train_batch_size": 64,
+    "train_micro_batch_size_per_gpu": 4,
+    "optimizer": {"type": "GSNRLamb", "params": {"lr": 0.01, "betas": [0.8, 0.99]}},
+    "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 10}},
+    "fp16": {"enabled": True, "hysteresis": 1},
+    "zero_optimization": {"stage": 2},
+}
+
+# Every key that DeepSpeed's configuration page documents, and those of its code that
+# people copy, but for the insides of sections that do not exist here.
+DEEPSPEED = """
+amp amp.enabled prescale_gradients gradient_predivide_factor sparse_gradients dump_state
+activation_checkpointing activation_checkpointing.partition_activations sparse_attention
+data_efficiency curriculum_learning wandb comet elasticity comms_logger compression_training
+checkpoint checkpoint.tag_validation data_types data_types.grad_accum_dtype aio
+zero_allow_untested_optimizer zero_force_ds_cpu_optimizer memory_breakdown nebula pipeline
+progressive_layer_drop eigenvalue hybrid_engine timers tensor_parallel dataloader_drop_last
+fp16.auto_cast fp16.consecutive_hysteresis bfloat16 optimizer.legacy_fusion
+zero_optimization.allgather_partitions zero_optimization.allgather_bucket_size
+zero_optimization.overlap_comm zero_optimization.reduce_scatter
+zero_optimization.contiguous_gradients zero_optimization.load_from_fp32_weights
+zero_optimization.grad_hooks zero_optimization.round_robin_gradients
+zero_optimization.offload_param zero_optimization.offload_param.device
+zero_optimization.offload_optimizer zero_optimization.stage3_max_live_parameters
+zero_optimization.stage3_max_reuse_distance zero_optimization.stage3_prefetch_bucket_size
+zero_optimization.stage3_param_persistence_threshold
+zero_optimization.stage3_gather_16bit_weights_on_model_save
+zero_optimization.stage3_module_granularity_threshold
+zero_optimization.zero_hpz_partition_size zero_optimization.zero_quantized_weights
+zero_optimization.zero_quantized_gradients zero_optimization.log_trace_cache_warnings
+zero_optimization.cpu_offload zero_optimization.ignore_unused_parameters
+flops_profiler.module_depth flops_profiler.top_modules flops_profiler.detailed
+""".split()
+
+
+def changed(path, value, config=GOOD):
+    """The configuration with one key set, a dotted path."""
+    first, _, rest = path.partition(".")
+    inner = config.get(first, {})
+    return {**config, first: changed(rest, value, inner) if rest else value}
+
+
+def refused(config):
+    with pytest.raises(ConfigError) as caught:
+        read(config)
+    return str(caught.value)
+
+
+def test_a_good_configuration_is_read_from_dict_and_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(GOOD))
+    assert read(path) == read(str(path)) == read(GOOD)
+    assert read(GOOD).optimizer.params["betas"] == [0.8, 0.99]
+    assert read(GOOD).fp16.loss_scale_window == 1000
+
+
+def test_the_schema_is_valid_and_agrees_with_the_reader():
+    jsonschema.Draft202012Validator.check_schema(schema())
+    check = jsonschema.Draft202012Validator(schema())
+    check.validate(GOOD)
+    for path in (
+        "nonsense",
+        "fp16.nonsense",
+        "zero_optimization.stage",
+        "fp16.enabled",
+    ):
+        wrong = changed(path, 3)
+        assert not check.is_valid(wrong)
+        refused(wrong)
+
+
+@pytest.mark.parametrize(
+    "path, meant",
+    [
+        ("train_batchsize", "train_batch_size"),
+        ("gradient_accumulation_step", "gradient_accumulation_steps"),
+        ("fp16.hysteresys", "hysteresis"),
+        ("zero_optimization.reduce_bucketsize", "reduce_bucket_size"),
+        ("optimizer.parms", "params"),
+        ("gsnr.gama", "gamma"),
+    ],
+)
+def test_unknown_keys_at_any_level_name_the_nearest(path, meant):
+    message = refused(changed(path, 1))
+    assert f"{path}: unknown key. Did you mean {meant!r}?" in message
+
+
+def test_an_unknown_key_like_no_other_lists_what_is_known():
+    assert "bf16.qqq: unknown key. Known: enabled." in refused(changed("bf16.qqq", 1))
+
+
+@pytest.mark.parametrize("path", DEEPSPEED)
+def test_deepspeeds_keys_say_that_they_are_not_supported_and_what_to_do(path):
+    message = refused(changed(path, {} if path.count(".") == 0 else 1))
+    top = ".".join(path.split(".")[:2])
+    told = [
+        line for line in message.splitlines() if "of DeepSpeed is not supported" in line
+    ]
+    assert len(told) == 1
+    name, advice = told[0].strip().split(": this key of DeepSpeed is not supported: ")
+    assert name in (top, path.split(".")[0]) and len(advice) > 20
+
+
+def test_stage_3_and_one_bit_optimizers_say_what_to_do():
+    assert "use stage 2" in refused(changed("zero_optimization.stage", 3))
+    message = refused(changed("optimizer.type", "OneBitAdam"))
+    assert "of DeepSpeed is not supported" in message and "'GSNRAdam'" in message
+
+
+@pytest.mark.parametrize(
+    "path, value, told",
+    [
+        ("optimizer.type", "GSNRLam", "Did you mean 'GSNRLamb'?"),
+        ("optimizer.params.learning_rte", 0.1, "Did you mean 'learning_rate'?"),
+        ("optimizer.params.learning_rate", 0.1, "both 'lr' and 'learning_rate'"),
+        ("optimizer.params.betas", 0.9, "params.betas must be two numbers"),
+        ("optimizer.params.sharding", "slices", "use `zero_optimization.stage`"),
+        ("optimizer.params.torch_adam", True, "of DeepSpeed is not supported"),
+        ("optimizer.params.gamma", 7, "gamma must be in (0, 1]. Received: gamma=7"),
+        ("scheduler.type", "Warmup", "Input should be 'WarmupLR'"),
+        ("scheduler.params.warmup_steps", 1, "Did you mean 'warmup_num_steps'?"),
+        ("scheduler.params.warmup_type", "cubic", "'log' or 'linear'"),
+        ("train_batch_size", "64", "should be a valid integer. Received: '64'"),
+        ("train_batch_size", "auto", "Write the value"),
+        ("train_batch_size", 0, "greater than or equal to 1. Received: 0"),
+        ("train_batch_size", True, "should be a valid integer. Received: True"),
+        ("gradient_clipping", -1.0, "greater than or equal to 0. Received: -1.0"),
+        ("communication_data_type", "fp8", "Input should be 'fp32'"),
+        ("bf16", {"enabled": True}, "fp16 and bf16 exclude each other"),
+        ("fp16.min_loss_scale", 1e6, "above the initial scale"),
+        ("fp16.enabled", 1, "should be a valid boolean. Received: 1"),
+    ],
+)
+def test_wrong_values_say_what_was_received_and_what_would_work(path, value, told):
+    assert told in refused(changed(path, value))
+
+
+def test_the_optimizer_is_needed():
+    message = refused({"train_batch_size": 8})
+    assert "optimizer: this section or key is needed" in message
+
+
+def test_a_scheduler_names_the_parameters_it_lacks():
+    config = changed("scheduler", {"type": "OneCycle", "params": {"cycle_min_lr": 0.1}})
+    assert "params needs cycle_max_lr for OneCycle" in refused(config)
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("gsnr.gamma", 0.5),
+        ("zero_optimization.stage", 1),
+        ("zero_optimization.reduce_bucket_size", 1000),
+        ("communication_data_type", "fp16"),
+    ],
+)
+def test_what_only_the_family_can_do_is_refused_for_kerass_own(path, value):
+    plain = {"train_batch_size": 8, "optimizer": {"type": "adamw"}}
+    read(plain)
+    message = refused(changed(path, value, plain))
+    assert path in message and "GSNR family" in message
+
+
+def test_all_mistakes_are_told_at_once():
+    message = refused({**GOOD, "a": 1, "b": 2, "gradient_clipping": "x"})
+    assert [line.split(":")[0].strip() for line in message.splitlines()[1:]] == [
+        "gradient_clipping",
+        "a",
+        "b",
+    ]
+
+
+def test_integers_may_be_written_as_in_5e8():
+    config = changed("zero_optimization.reduce_bucket_size", 5e8)
+    assert read(config).zero_optimization.reduce_bucket_size == 500_000_000
+    assert "valid integer" in refused(
+        changed("zero_optimization.reduce_bucket_size", 0.5)
+    )
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ('{"a": 1,\n "b": }', "Expecting value at line 2, column 7"),
+        ("", "Expecting value at line 1, column 1"),
+        ('{"fp16": {"enabled": true,\n\n "enabled": false}}', "has 'enabled' twice"),
+        ('{"gradient_clipping": NaN}', "has NaN"),
+        ("[1]", "must be a JSON object or a dict. Received: [1]"),
+    ],
+)
+def test_what_is_not_json_says_where(tmp_path, text, told):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    message = refused(path)
+    assert told in message and "config.json" in message
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert "no.json cannot be read: No such file" in refused(tmp_path / "no.json")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("left_out", range(4))
+def test_any_two_sizes_give_the_third(ranks, left_out):
+    sizes = [8 * 3 * ranks, 8, 3]
+    names = ["train_batch_size", "train_micro_batch_size_per_gpu"]
+    names += ["gradient_accumulation_steps"]
+    given = {n: s for i, (n, s) in enumerate(zip(names, sizes)) if i != left_out}
+    found = read({**given, "optimizer": {"type": "SGD"}}).batch(ranks)
+    assert [*found] == [*sizes, ranks]
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"train_batch_size": 12}, (12, 6, 1)),
+        ({"train_micro_batch_size_per_gpu": 5}, (10, 5, 1)),
+    ],
+)
+def test_one_size_alone_means_no_accumulation(given, expected):
+    found = read({**given, "optimizer": {"type": "SGD"}}).batch(2)
+    assert found[:3] == expected
+
+
+@pytest.mark.parametrize(
+    "train, micro, accumulation, told",
+    [
+        (100, 8, 3, "8 × 3 × 4 = 96, not 100. Set train_batch_size to 96"),
+        (100, 8, None, "would be 3.125, which is not a whole number"),
+        (100, None, 3, "Set train_batch_size to 96 or 108"),
+        (2, None, None, "train_micro_batch_size_per_gpu would be 0.5"),
+        (None, None, 3, "Give `train_batch_size` or"),
+    ],
+)
+def test_contradicting_sizes_name_all_three(train, micro, accumulation, told):
+    config = {
+        "train_batch_size": train,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "optimizer": {"type": "SGD"},
+    }
+    with pytest.raises(ConfigError) as caught:
+        read(config).batch(4)
+    message = str(caught.value)
+    assert told in message
+    for name, size in list(config.items())[:3]:
+        assert f"{name}={'(not given)' if size is None else size}" in message
+
+
+def test_explain_tells_what_the_keys_come_to():
+    told = dict(row for row in explain(read(GOOD), 8) if row[0])
+    assert told["gradient_accumulation_steps"] == "2 (derived, on 8 ranks)"
+    assert told["samples (k)"] == "16 = 8 ranks × 2 micro-batches"
+    assert "beta_1=0.8, beta_2=0.99" in told["optimizer"]
+    assert "warmup_num_steps=10" in told["scheduler"]
+    assert told["precision"] == "mixed_float16, loss × 65536 at first"
+    assert told["zero_optimization"] == "each rank has the state of its slice"
+    alone = dict(row for row in explain(read(GOOD), 1) if row[0])
+    assert alone["zero_optimization"] == "every rank has all state"
+
+
+def test_the_command_checks_a_file(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(GOOD))
+    assert cli.main(["config", "check", str(path), "--np", "8"]) == 0
+    assert "2 (derived, on 8 ranks)" in capsys.readouterr().out
+    assert cli.main(["config", "check", str(path), "--np", "5"]) == 1
+    assert "train_batch_size=64" in capsys.readouterr().err
+
+
+def test_the_command_prints_the_schema(capsys):
+    assert cli.main(["config", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == schema()

@@ -1,0 +1,151 @@
+"""The search for sizes, with jobs that only say how fast they are."""
+
+import json
+
+import pytest
+
+from gsnr_tf.engine import ConfigError, read, trial, tune
+from gsnr_tf.engine.tune import Result
+
+
+def config(train=64, optimizer="GSNRLamb", **tuning):
+    return read(
+        {
+            "train_batch_size": train,
+            "optimizer": {"type": optimizer},
+            "autotuning": {"enabled": True, **tuning},
+        }
+    )
+
+
+def sizes(job, ranks):
+    return tune.micro_batches(job, job.batch(ranks))
+
+
+def test_micro_batches_double_and_keep_eight_samples():
+    assert sizes(config(64), 1) == [1, 2, 4, 8]
+    assert sizes(config(64), 4) == [1, 2, 4, 8]
+    assert sizes(config(64), 16) == [1, 2, 4]
+    assert sizes(config(64, "AdamW"), 4) == [1, 2, 4, 8, 16]
+    assert sizes(config(4), 1) == [1, 2]
+    assert sizes(config(64, num_tuning_micro_batch_sizes=2), 1) == [4, 8]
+
+
+def test_micro_batches_divide_the_training_batch():
+    for train in (90, 91, 96, 360):
+        found = sizes(config(train, "SGD"), 1)
+        assert found[-1] == train and all(train % size == 0 for size in found)
+        assert all(2 * a <= b for a, b in zip(found, found[1:]))
+
+
+def searched(job, speeds, ranks=1):
+    """Micro-batches that were tried, and the best."""
+    told = []
+
+    def run(changes):
+        speed = speeds[changes["train_micro_batch_size_per_gpu"]]
+        if speed is None:
+            return Result(changes, failure="out of memory")
+        return Result(changes, speed, 1)
+
+    results = tune.search(job, ranks, run, told.append)
+    assert told == results
+    found = tune.best(results)
+    tried = [r.changes["train_micro_batch_size_per_gpu"] for r in results]
+    return tried, found and found.changes["train_micro_batch_size_per_gpu"]
+
+
+def test_the_fastest_is_found():
+    job = config(64, "SGD", num_tuning_micro_batch_sizes=7)
+    rising = {1: 1, 2: 2, 4: 3, 8: 4, 16: 5, 32: 6, 64: 7}
+    assert searched(job, rising) == ([1, 2, 4, 8, 16, 32, 64], 64)
+    assert searched(job, {**rising, 8: None}) == ([1, 2, 4, 8], 4)
+    # One slower trial may be chance.
+    assert searched(job, {**rising, 4: 1.5, 8: 1.6}) == ([1, 2, 4, 8], 2)
+    assert searched(job, {**rising, 4: 1.5})[1] == 64
+    assert searched(job, {**rising, 1: None}) == ([1], None)
+
+
+def test_the_search_must_be_enabled():
+    with pytest.raises(ConfigError, match='"autotuning": {"enabled": true}'):
+        tune.search(config(enabled=False), 1, None, None)
+
+
+def test_changes_reach_the_configuration_of_a_trial(monkeypatch):
+    values = {
+        "train_batch_size": 8,
+        "gradient_accumulation_steps": 8,
+        "optimizer": {"type": "SGD", "params": {"lr": 0.5}},
+    }
+    changes = {
+        "train_micro_batch_size_per_gpu": 4,
+        "gradient_accumulation_steps": None,
+        "optimizer": {"type": "Adam"},
+    }
+    told = json.dumps({"changes": changes, "report": "x"})
+    monkeypatch.setenv(trial.VARIABLE, told)
+    found = read(values)
+    assert found.batch(1) == (8, 4, 2, 1)
+    assert (found.optimizer.type, found.optimizer.params) == ("Adam", {"lr": 0.5})
+    monkeypatch.delenv(trial.VARIABLE)
+    assert read(values).batch(1) == (8, 1, 8, 1)
+
+
+JOB = """
+import sys, gsnr_tf, keras, numpy as np
+x = np.ones((64, 2), "float32")
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+engine = gsnr_tf.initialize(model, sys.argv[1], "mse", training_data=(x, x[:, :1]))
+if engine.train_micro_batch_size_per_gpu() == 32:
+    raise MemoryError("too large")
+engine.save_checkpoint("never")
+engine.fit(epochs=int(sys.argv[3]), verbose=0)
+"""
+
+
+def test_trials_of_a_script_and_what_is_written(tmp_path, monkeypatch, capsys):
+    from gsnr_tf import cli
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.py").write_text(JOB)
+    values = {
+        "train_batch_size": 32,
+        "optimizer": {"type": "SGD"},
+        "autotuning": {"enabled": True, "num_tuning_micro_batch_sizes": 2},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    command = [
+        "tune",
+        "config.json",
+        "--np",
+        "1",
+        "job.py",
+        "config.json",
+        "--epochs",
+        "9",
+    ]
+    assert cli.main(command) == 0
+    good, bad, _ = capsys.readouterr().out.splitlines()
+    assert '"train_micro_batch_size_per_gpu": 16}: ' in good and " examples/s, " in good
+    assert '"train_micro_batch_size_per_gpu": 32}: failed: out of memory' in bad
+    found = read(tmp_path / "autotuning_results" / "config.json")
+    assert found.batch(1) == (32, 16, 2, 1) and not found.autotuning.enabled
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(
+    "code, output, told",
+    [
+        (-9, "", "out of memory"),
+        (
+            1,
+            "tensorflow...ResourceExhaustedError: OOM when allocating",
+            "out of memory",
+        ),
+        (0, "", "too few updates"),
+        (1, "Traceback\nValueError: no such file\n", "ValueError: no such file"),
+        (3, "", "exit code 3"),
+    ],
+)
+def test_reasons_are_told(code, output, told):
+    assert told in tune._reason(code, output)
