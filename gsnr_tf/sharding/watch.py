@@ -9,8 +9,8 @@ from tensorflow.python.ops import control_flow_util
 from gsnr_tf.stats import summary
 
 # What the statistics do not have is taken from this many elements, evenly spread over
-# each variable: a share is off by less than 1 % then, a norm by about as much.
-_COUNTED, _COUNTED_EACH = 2**18, 2**14
+# each variable: a share and a norm are off by about 1 % then.
+_COUNTED, _COUNTED_EACH = 2**16, 2**12
 _COLUMNS = len(summary.FIELDS) + summary.R_BINS + summary.MULTIPLIER_BINS
 
 

@@ -68,8 +68,9 @@ def test_watching_changes_no_bit_and_sees_the_same_in_slices(on_ranks, rule):
             assert times == sorted(times) and times[0] > 0
         whole, sliced = (outcomes[way, 2][1][3] for way in ("none", "slices"))
         for one, other in zip(sliced, whole, strict=True):
-            # An element on the edge of a bin may fall on either side of it.
-            np.testing.assert_allclose(one, other, rtol=2e-4, atol=1.01)
+            # An element on the edge of a bin may fall on either side of it, and of the
+            # largest tensor each that is counted stands for three.
+            np.testing.assert_allclose(one, other, rtol=2e-4, atol=3.01)
         np.testing.assert_allclose(sliced.field("phi"), whole.field("phi"), rtol=1e-5)
         np.testing.assert_allclose(sliced.field("u_sq"), whole.field("u_sq"), rtol=1e-4)
     first, second = (outcomes["slices", 2][1][3] for outcomes in results)

@@ -127,7 +127,7 @@ def test_large_variables_are_counted_by_a_part_of_their_elements():
     mean, variance = reference.statistics(np.array([one[0] for one in samples]))
     multiplier = reference.multiplier(mean, variance, 0.1, 1.0)
     exact = np.mean(multiplier < 0.1 * 10 ** (1 / 20))
-    assert floor == pytest.approx(exact, abs=0.02)
+    assert floor == pytest.approx(exact, abs=0.03)
 
 
 def test_fit_is_recorded(tmp_path):
