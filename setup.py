@@ -47,6 +47,8 @@ setup(
         "h5py",
         # The engine's configuration, and its errors.
         "pydantic>=2.7,<3",
+        # What the requirements of installed packages say; Keras brings it along.
+        "packaging",
         # Tables and progress in the terminal.
         "rich>=13",
     ],

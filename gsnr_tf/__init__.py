@@ -2,13 +2,23 @@
 
 __version__ = "0.1.0"
 
+import os as _os
+
+
+def _check_backend(name):
+    if name != "tensorflow":
+        raise ImportError(
+            "gsnr_tf needs Keras on TensorFlow. Received: the Keras backend "
+            f"'{name}'. Set KERAS_BACKEND=tensorflow."
+        )
+
+
+# Before Keras tries to import a backend that may not be installed.
+_check_backend(_os.environ.get("KERAS_BACKEND", "tensorflow"))
+
 import keras as _keras
 
-if _keras.backend.backend() != "tensorflow":
-    raise ImportError(
-        "gsnr_tf needs Keras on TensorFlow. Received: the Keras backend "
-        f"'{_keras.backend.backend()}'. Set KERAS_BACKEND=tensorflow."
-    )
+_check_backend(_keras.backend.backend())
 
 from gsnr_tf import callbacks
 from gsnr_tf.comm import rank, size
@@ -21,16 +31,18 @@ from gsnr_tf.optimizers import (
     GSNRLamb,
     GSNRLars,
 )
-from gsnr_tf.resilience import LossScaleOptimizer
+from gsnr_tf.resilience import ElasticState, LossScaleOptimizer, elastic_run
 
 __all__ = [
     "DistributedOptimizer",
+    "ElasticState",
     "GSNRAdam",
     "GSNRLamb",
     "GSNRLars",
     "GSNRSGD",
     "LossScaleOptimizer",
     "callbacks",
+    "elastic_run",
     "initialize",
     "rank",
     "shard",

@@ -7,7 +7,9 @@ import gsnr_tf
 
 # Each is a module of gsnr_tf.commands with `HELP`, `add_arguments(parser)` and
 # `run(args)`, which returns the exit code.
-COMMANDS = ("env", "bench", "config", "tune")
+COMMANDS = (
+    "run", "env", "config", "report", "advise", "compare", "tune", "plan", "bench",
+)  # fmt: skip
 
 
 def parser():

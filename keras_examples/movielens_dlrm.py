@@ -24,7 +24,6 @@ CPU cores shared with other work, TensorFlow's notices and horovodrun's prefix l
 """
 
 import argparse
-import math
 import os
 import time
 from pathlib import Path
@@ -72,37 +71,11 @@ import keras
 import movielens
 import report
 import tensorflow as tf
-from keras import layers
+from movielens_task import build_model
 
 from gsnr_tf import DistributedOptimizer, GSNRAdam, GSNRLamb, rank, shard, size
 from gsnr_tf.callbacks import BroadcastGlobalVariablesCallback, MetricAverageCallback
-
-
-def build_model(data, width=16):
-    """DLRM: one vector per feature, their pairwise dot products, an MLP on top."""
-    user = keras.Input((), name="user", dtype="int32")
-    movie = keras.Input((), name="movie", dtype="int32")
-    genres = keras.Input((data.genres,), name="genres")  # rows sum to 1: a mean of embeddings
-    year = keras.Input((1,), name="year")
-
-    bottom = layers.Dense(width, activation="relu")(year)
-    bottom = layers.Dense(width, activation="relu")(bottom)
-    vectors = keras.ops.stack(
-        [
-            layers.Embedding(data.users, width, name="user_embedding")(user),
-            layers.Embedding(data.movies, width, name="movie_embedding")(movie),
-            layers.Dense(width, use_bias=False, name="genre_embedding")(genres),
-            bottom,
-        ],
-        axis=1,
-    )
-    products = keras.ops.matmul(vectors, keras.ops.transpose(vectors, (0, 2, 1)))
-    pairs = [products[:, i, j] for i in range(4) for j in range(i)]
-    top = keras.ops.concatenate([bottom, keras.ops.stack(pairs, axis=1)], axis=1)
-    for units in (64, 32):
-        top = layers.Dense(units, activation="relu")(top)
-    click = layers.Dense(1, activation="sigmoid", name="click")(top)
-    return keras.Model([user, movie, genres, year], click)
+from gsnr_tf.compare import WarmupCosine
 
 
 def build_optimizer(name, learning_rate, args):
@@ -115,34 +88,6 @@ def build_optimizer(name, learning_rate, args):
     base = {"lamb": keras.optimizers.Lamb, "adam": keras.optimizers.Adam}[name]
     # Horovod: the GSNR optimizers reduce by themselves, those of Keras need this.
     return DistributedOptimizer(base(learning_rate, gradient_accumulation_steps=steps))
-
-
-@keras.saving.register_keras_serializable("keras_examples")
-class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises to the peak over a tenth of the updates, then falls along a cosine to 0.
-
-    Keras asks a schedule at every micro-batch; this one counts whole updates, so that
-    it is the same for any number of accumulation steps.
-    """
-
-    def __init__(self, peak, updates, accumulation_steps):
-        self.peak, self.updates = peak, updates
-        self.accumulation_steps = accumulation_steps
-
-    def __call__(self, micro_step):
-        update = keras.ops.cast(micro_step // self.accumulation_steps, "float32")
-        warmup = max(1, self.updates // 10)
-        rise = (update + 1) / warmup
-        way = keras.ops.maximum(update - warmup, 0.0) / max(1, self.updates - warmup)
-        fall = (1 + keras.ops.cos(math.pi * way)) / 2
-        return self.peak * keras.ops.minimum(rise, fall)
-
-    def get_config(self):
-        return {
-            "peak": self.peak,
-            "updates": self.updates,
-            "accumulation_steps": self.accumulation_steps,
-        }
 
 
 def training_batches(data, seed, args):

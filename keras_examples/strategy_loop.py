@@ -53,7 +53,7 @@ if __name__ == "__main__":
 import keras
 import movielens
 import tensorflow as tf
-from movielens_dlrm import build_model
+from movielens_task import build_model
 
 import gsnr_tf
 

@@ -57,6 +57,11 @@ class Process:
         """The exit code; raises subprocess.TimeoutExpired."""
         return self._process.wait(seconds)
 
+    def kill(self):
+        """Kills the command alone, as a power cut or `kill -9` would."""
+        self._process.kill()
+        self._process.wait(10)
+
     def family(self):
         """The processes of this command that are alive.
 

@@ -5,6 +5,7 @@ import logging
 import keras
 
 from gsnr_tf import comm
+from gsnr_tf.optimizers.gsnr import GSNROptimizer
 
 _log = logging.getLogger("gsnr_tf")
 
@@ -53,20 +54,10 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         model, optimizer = self.model, self.model.optimizer
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if isinstance(inner, GSNROptimizer):
+            inner.share_state(self.root_rank)
         communicator = comm.choose("auto", model.distribute_strategy)
-        self._check_slices(communicator)
         state = [v for v in model.variables if "seed_generator_state" not in v.path]
         communicator.broadcast(state + optimizer.variables, self.root_rank)
         self._done = True
-
-    def _check_slices(self, communicator):
-        """Slices of state cannot come from one rank: each must have loaded its own."""
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        if getattr(optimizer, "sharding", "none") == "none":
-            return
-        updates = communicator.gather(int(optimizer.iterations))
-        if len(set(updates)) > 1:
-            raise ValueError(
-                "With sharding='slices' every rank must load the checkpoint, and only "
-                f"some have. Received: updates done by rank {updates}."
-            )

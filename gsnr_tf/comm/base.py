@@ -28,6 +28,8 @@ class Communicator(abc.ABC):
     gradient_scale = 1.0
     # Whether `to_owners` and its companions exist, and each worker may own a part.
     has_owners = False
+    # Whether that sends fewer bytes from host to host than `reduce_moments`.
+    owners_pay = False
 
     @abc.abstractmethod
     def all_reduce(self, tensor, name):
@@ -62,7 +64,7 @@ class Communicator(abc.ABC):
         """List of what each process passed, a picklable Python object each."""
         return [value]
 
-    def reduce_moments(self, local, name, equal_weight=None):
+    def reduce_moments(self, local, name, equal_weight=None, with_variance=True):
         """Mean and biased variance of the samples of all workers.
 
         Two collectives as large as the gradients: the means, then the spread
@@ -70,26 +72,40 @@ class Communicator(abc.ABC):
         and lose the small digits of the variance.
 
         Args:
-            local: `Moments` of this worker's samples.
+            local: List of `Moments` of this worker's samples, one for each bucket,
+                all of one weight.
             name: Prefix of the names of the collectives.
             equal_weight: Python float, the weight of every worker's samples where
                 it is known to be the same; spares a collective.
+            with_variance: Whether to reduce the spread as well.
 
         Returns:
-            `(mean, variance)`, tensors `[n]`; variance is `None` where the
-            moments have no spread.
+            `(means, variances)`, lists of tensors `[n]`; variances of `None` where
+            nobody asks for them.
         """
+        weight = None
         if equal_weight is None:
-            weight = self.all_reduce(local.weight, f"{name}.weight")
+            weight = self.all_reduce(local[0].weight, f"{name}.weight")
+        reduced = [
+            self._reduce_bucket(
+                moments, f"{name}.{number}", weight, equal_weight, with_variance
+            )
+            for number, moments in enumerate(local)
+        ]
+        means, variances = zip(*reduced)
+        return list(means), list(variances)
+
+    def _reduce_bucket(self, local, name, weight, equal_weight, with_variance):
+        # Only the ratio of equal weights matters: 1 spares a multiplication.
+        weighted, total_weight = local.mean, float(self.workers)
+        if weight is not None:
             weighted = self.each(tf.multiply, local.mean, local.weight)
-        else:
-            # Only the ratio of equal weights matters: 1 spares a multiplication.
-            weight, weighted = float(self.workers), local.mean
+            total_weight = weight
         total = self.all_reduce(weighted, f"{name}.mean")
-        mean = self.each(tf.divide, total, weight)
-        if local.spread is None:
+        mean = self.each(tf.divide, total, total_weight)
+        if not with_variance:
             return mean, None
         about = self.each(lambda moments, c: moments.spread_about(c), local, mean)
         spread = self.all_reduce(about, f"{name}.spread")
-        samples = weight if equal_weight is None else weight * equal_weight
+        samples = weight if equal_weight is None else total_weight * equal_weight
         return mean, self.each(tf.divide, spread, samples)

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from gsnr_tf import comm
 from gsnr_tf.optimizers.state import WholeState
-from gsnr_tf.sharding.layout import FlatLayout
+from gsnr_tf.optimizers.window import Window
+from gsnr_tf.sharding.layout import BUCKET_BYTES, Layout
 from gsnr_tf.stats import Moments
 
 
@@ -26,9 +27,16 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
     """
 
     communicator = "auto"
+    bucket_bytes = BUCKET_BYTES
     # Whether the rule asks how far the samples differ; costs a second reduction.
     _needs_variance = False
+    # Whether the micro-batches of a worker are samples of their own.
+    _keeps_spread = False
+    _accumulated = ()
     _examples = None
+    # The number of micro-batches in a window, where it may change; see `vary_window`.
+    _varies = False
+    _window_size = None
 
     def build(self, variables):
         """Creates the state of the step and shares the weights of worker 0.
@@ -48,9 +56,8 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
             )
         self._comm = comm.choose(self.communicator, self._distribution_strategy)
         self.check_workers()
-        self._flat = FlatLayout(variables)
-        # Keras' accumulators hold a sum and are mirrored; ours hold moments, and
-        # each replica its own.
+        self._layout = Layout(variables, self.bucket_bytes)
+        # Keras' accumulators hold a sum and are mirrored; see `Window`.
         steps, self.gradient_accumulation_steps = self.gradient_accumulation_steps, None
         try:
             super().build(variables)
@@ -59,32 +66,98 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         self._skipped = self.add_variable(
             (), dtype="int64", aggregation="only_first_replica", name="skipped_steps"
         )
-        if steps:
-            self._window_moments = self._add_accumulators()
+        if self._varies:
+            self._window_size = self.add_variable(
+                (),
+                dtype="int64",
+                initializer=keras.initializers.Constant(steps or 1),
+                aggregation="only_first_replica",
+                name="accumulation_steps",
+            )
+        if steps or self._varies:
+            self._window = Window(self._layout, self._keeps_spread)
+            self._track_variable(self._window.weight)
+            # An attribute of its own, for tf.train.Checkpoint to find.
+            self._accumulated = self._window.views
         self._comm.broadcast(self._trainable_variables)
+
+    def join(self):
+        """Goes on with the workers there are now, in a job where they come and go.
+
+        State stays, but for slices of it: these are dealt anew, and empty.
+        """
+        self._comm = comm.choose(self.communicator, self._distribution_strategy)
+        self.check_workers()
+
+    def meet(self):
+        """To be called after `build` or `join`, once all workers are there."""
 
     def check_workers(self):
         """Raises where the rule cannot do with the workers there are."""
 
-    def _add_accumulators(self):
-        shapes = Moments((), (self._flat.size,), (self._flat.size,))
-        if not self._needs_variance:
-            shapes = shapes._replace(spread=None)
-        accumulators = []
-        for field, shape in zip(Moments._fields, shapes):
-            if shape is None:
-                continue
-            variable = keras.Variable(
-                tf.zeros(shape, self._flat.dtype),
-                dtype=self._flat.dtype.name,
-                trainable=False,
-                synchronization="on_read",
-                aggregation="mean",
-                name=f"accumulated_{field}",
+    # ---- the window of accumulation ---------------------------------------------
+
+    @property
+    def accumulation_steps(self):
+        """Micro-batches of each worker in an update: an int, or a scalar int64 tensor
+        where they may change."""
+        if self._window_size is None:
+            return self.gradient_accumulation_steps or 1
+        return tf.convert_to_tensor(self._window_size)
+
+    def vary_window(self):
+        """Lets `set_accumulation_steps` change the window of a training under way.
+
+        Its size becomes part of the optimizer's state. To be called before `build`,
+        after loading as before saving.
+
+        Raises:
+            ValueError: The optimizer is already built.
+        """
+        if self.built and self._window_size is None:
+            raise ValueError(
+                "The accumulation window of this optimizer is fixed: it is already "
+                f"built. Received: {self.name}. Call `vary_window()`, or give `fit` "
+                "BatchSizeRamp, before the first step."
             )
-            self._track_variable(variable)
-            accumulators.append(variable)
-        return accumulators
+        self._varies = True
+
+    def set_accumulation_steps(self, steps):
+        """Makes further updates of so many micro-batches of each worker.
+
+        Changes the train step without tracing it anew. All workers must call it alike,
+        outside of a step and at the end of a window. `iterations` still counts updates;
+        a schedule of Keras, which counts calls, would jump.
+
+        Args:
+            steps: Int, at least 1.
+
+        Raises:
+            ValueError: The window may not change, or has begun.
+        """
+        if self._window_size is None:
+            raise ValueError("Call `vary_window()` before the optimizer is built.")
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1. Received: steps={steps}")
+        calls, now = int(self._iterations), int(self.accumulation_steps)
+        if calls % now:
+            raise ValueError(
+                f"The window has begun: {calls % now} of {now} micro-batches are "
+                "accumulated. Change it after an update."
+            )
+        self._iterations.assign(calls // now * steps)
+        self._window_size.assign(steps)
+
+    @property
+    def iterations(self):
+        """Number of updates, as in Keras."""
+        if self._window_size is None:
+            return super().iterations
+        calls = tf.convert_to_tensor(self._iterations)
+        return calls // tf.cast(self.accumulation_steps, calls.dtype)
+
+    def whole_state(self):
+        return [*self.variables, *self._accumulated]
 
     @property
     def skipped_steps(self):
@@ -121,55 +194,59 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         for gradient, variable in zip(grads, trainable_variables):
             given[self._get_variable_index(variable)] = gradient
         with_gradient = [i for i, gradient in enumerate(given) if gradient is not None]
-        sample = self._flat.pack([_dense(gradient) for gradient in given])
+        sample = self._layout.pack([_dense(gradient) for gradient in given])
         if self._comm.gradient_scale != 1:
-            sample = sample * tf.cast(self._comm.gradient_scale, sample.dtype)
+            scale = tf.cast(self._comm.gradient_scale, self._layout.dtype)
+            sample = [vector * scale for vector in sample]
         weight = None
         if self._examples is not None:
-            weight = tf.cast(self._examples, sample.dtype)
+            weight = tf.cast(self._examples, self._layout.dtype)
             # The mean over no examples is NaN; it weighs nothing.
-            sample = tf.where(weight > 0, sample, tf.zeros_like(sample))
+            sample = [tf.where(weight > 0, v, tf.zeros_like(v)) for v in sample]
         step = functools.partial(self._step, with_gradient)
         self._comm.run(step, sample, weight)
 
     def _step(self, with_gradient, sample, weight):
         """One call's step, where collectives may be issued."""
-        steps = self.gradient_accumulation_steps
-        if not steps:
+        if not self.gradient_accumulation_steps and self._window_size is None:
             moments = self._comm.each(self._first_sample, sample, weight)
             self._finish(with_gradient, moments, None if weight is not None else 1.0)
             return
-        moments = self._comm.each(self._accumulated, sample, weight)
+        moments = self._comm.each(self._with_sample, sample, weight)
+        steps = self.accumulation_steps
 
         def finish():
-            equal_weight = None if weight is not None else float(steps)
-            self._comm.each(self._restart)
+            equal_weight = None
+            if weight is None:
+                fixed = self._window_size is None
+                equal_weight = (
+                    float(steps) if fixed else tf.cast(steps, self._layout.dtype)
+                )
+            self._comm.each(self._window.restart)
             self._finish(with_gradient, moments, equal_weight)
             return True
 
         def wait():
-            self._comm.each(self._store, moments)
+            self._comm.each(self._window.store, moments)
             return True
 
-        tf.cond(tf.equal((self._iterations + 1) % steps, 0), finish, wait)
+        # A dataset of unknown size ends inside a train step, which then has no data.
+        # What does not wait for the data would run there: the window would be counted
+        # up, or begin anew, with no gradient.
+        one = tf.ones([], self._iterations.dtype)
+        call = self._comm.agreed(self._comm.each(functools.partial(_after, one), sample))
+        calls = self._iterations + call
+        tf.cond(tf.equal(calls % tf.cast(steps, calls.dtype), 0), finish, wait)
+
+    def _weight_of(self, weight):
+        return tf.ones([], self._layout.dtype) if weight is None else weight
 
     def _first_sample(self, sample, weight):
-        weight = tf.ones([], sample.dtype) if weight is None else weight
-        return Moments.of(sample, weight, self._needs_variance)
+        weight = self._weight_of(weight)
+        return [Moments(weight, vector, None) for vector in sample]
 
-    def _accumulated(self, sample, weight):
-        """Moments of the window so far, this sample included."""
-        state = [tf.convert_to_tensor(variable) for variable in self._window_moments]
-        so_far = Moments(*state, *([] if self._needs_variance else [None]))
-        return so_far.add(sample, tf.ones([], sample.dtype) if weight is None else weight)
-
-    def _store(self, moments):
-        for variable, value in zip(self._window_moments, moments):
-            variable.value.assign(value)
-
-    def _restart(self):
-        for variable in self._window_moments:
-            variable.value.assign(tf.zeros(variable.shape, self._flat.dtype))
+    def _with_sample(self, sample, weight):
+        return self._window.with_sample(sample, self._weight_of(weight))
 
     def _finish(self, with_gradient, moments, equal_weight):
         """Reduces the samples of a window and updates, if all is finite."""
@@ -183,28 +260,31 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
 
         def skip():
             # The window's calls do not count: `iterations` is the number of updates.
-            calls = self.gradient_accumulation_steps or 1
+            calls = tf.cast(self.accumulation_steps, self._iterations.dtype)
             self._comm.update(self._iterations, lambda v: v.assign_sub(calls))
             self._comm.update(self._skipped, lambda v: v.assign_add(1))
             return False
 
-        tf.cond(finite, update, skip)
+        done = tf.cond(finite, update, skip)
+        with tf.control_dependencies([done]):
+            self._end_update()
+
+    def _end_update(self):
+        """Called when an update has been made or skipped."""
 
     def _reduce(self, moments, equal_weight):
-        """Whether the mean of all samples is finite; their mean and variance."""
-        mean, variance = self._comm.reduce_moments(
-            moments, f"gsnr.{self.name}", equal_weight
+        """Whether the mean of all samples is finite; lists of mean and variance."""
+        means, variances = self._comm.reduce_moments(
+            moments, f"gsnr.{self.name}", equal_weight, self._needs_variance
         )
         # The reduced mean is the same on all workers, and so is what it says.
-        # A norm that overflows counts as not finite: nothing could be clipped by it.
-        square = self._comm.each(lambda m: tf.reduce_sum(tf.square(m)), mean)
-        finite = self._comm.each(tf.math.is_finite, square)
-        return self._comm.agreed(finite), (mean, variance)
+        finite = self._comm.agreed(self._comm.each(_all_finite, means))
+        return finite, (means, variances)
 
     def _update(self, with_gradient, reduced):
         """Clips, then updates each variable by the rule: here Keras' own."""
-        mean, _ = reduced
-        clipped = self._comm.each(self._clipped, mean)
+        means, _ = reduced
+        clipped = self._comm.each(self._clipped, means)
         gradients = [clipped[index] for index in with_gradient]
         variables = [self._trainable_variables[index] for index in with_gradient]
         self._apply_weight_decay(variables)
@@ -231,8 +311,8 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
             step = functools.partial(self._keras_rule, rate)
             self._comm.update(variable, step, gradient)
 
-    def _clipped(self, mean):
-        return self._clip_gradients(self._flat.unpack(mean))
+    def _clipped(self, means):
+        return self._clip_gradients(self._layout.unpack(means))
 
     def _keras_rule(self, rate, variable, gradient):
         self.update_step(gradient, variable, rate)
@@ -257,6 +337,12 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
                 self._comm.update(variable, functools.partial(follow, average))
 
 
+def _after(value, tensors):
+    """The value as a tensor that is there once `tensors` are."""
+    with tf.control_dependencies(tensors):
+        return tf.identity(value)
+
+
 def _dense(gradient):
     """Sums the rows of `IndexedSlices` that name the same index."""
     if not isinstance(gradient, tf.IndexedSlices):
@@ -264,3 +350,8 @@ def _dense(gradient):
     return tf.math.unsorted_segment_sum(
         gradient.values, gradient.indices, gradient.dense_shape[0]
     )
+
+
+def _all_finite(means):
+    # A norm that overflows counts as not finite: nothing could be clipped by it.
+    return tf.math.is_finite(sum(tf.reduce_sum(tf.square(mean)) for mean in means))

@@ -14,7 +14,8 @@ from gsnr_tf.optimizers.exclusions import (
     path_of,
     selected,
 )
-from gsnr_tf.sharding import Slices, Whole
+from gsnr_tf.sharding import BUCKET_BYTES, Slices, Whole
+from gsnr_tf.sharding.watch import Watch
 
 # Below this many samples the mean of r has no finite expectation to speak of.
 _SOUND_SAMPLES = 8
@@ -41,9 +42,19 @@ COMMON_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). D
         exclude_from_weight_decay: List of regular expressions, searched in
             `variable.path`: which variables are not decayed. An empty list excludes
             none. Defaults to `None`: {default_exclusion}.
-        sharding: "none" (every worker updates all parameters) or "slices" (under
-            Horovod each rank takes the statistics, computes the update and keeps the
-            state of one slice; see gsnr_tf/sharding). Defaults to "none".
+        sample: What one sample of the gradient is, with `gradient_accumulation_steps`
+            on several workers: "micro_batch" (k = workers × steps), "worker" (the mean
+            of a worker's window; k = workers, and a third fewer bytes an update) or
+            "auto": "worker" from 8 workers on. Defaults to "auto".
+        sharding: "slices" (under Horovod each rank takes the statistics, computes the
+            update and keeps the state of one slice; see gsnr_tf/sharding), "none"
+            (every worker updates all parameters) or "auto": "slices" wherever there
+            are ranks to share, but for more than 3 ranks a host on several hosts,
+            which would send more bytes that way. Defaults to "auto".
+        bucket_bytes: Int. Gradients travel in buckets of about this size as backward
+            yields them, larger ones alone. Defaults to 4 MiB.
+        communication_dtype: "float32", "bfloat16" or "float16": how gradients travel
+            with slices. Weights are never rounded. Defaults to "float32".
         communicator: Where the samples come from: "horovod" (one from each rank),
             "strategy" (one from each replica), "local" (only the micro-batches of
             this process) or "auto", which sees by itself. Defaults to "auto".
@@ -70,6 +81,7 @@ class GSNROptimizer(DistributedStep):
     """
 
     slots = ()
+    _watch_every = None
     # Whether vectors and scalars (biases, norms) are left undecayed by default.
     exclude_vectors = False
     _needs_variance = True
@@ -81,7 +93,10 @@ class GSNROptimizer(DistributedStep):
         ceiling=1.0,
         exclude_from_weight_decay=None,
         communicator="auto",
-        sharding="none",
+        sample="auto",
+        sharding="auto",
+        bucket_bytes=BUCKET_BYTES,
+        communication_dtype="float32",
         **keras_arguments,
     ):
         super().__init__(learning_rate, **keras_arguments)
@@ -92,18 +107,21 @@ class GSNROptimizer(DistributedStep):
                 "ceiling must be at least gamma. "
                 f"Received: ceiling={ceiling}, gamma={gamma}"
             )
-        if communicator not in comm.ENGINES:
-            raise ValueError(
-                f"communicator must be one of {comm.ENGINES}. Received: {communicator!r}"
-            )
+        _check_choice("communicator", communicator, comm.ENGINES)
+        _check_choice("sample", sample, ("auto", "worker", "micro_batch"))
+        _check_choice("sharding", sharding, ("auto", "none", "slices"))
+        _check_choice(
+            "communication_dtype", communication_dtype, ("float32", "bfloat16", "float16")
+        )
+        if bucket_bytes < 1:
+            raise ValueError(f"bucket_bytes must be positive. Received: {bucket_bytes}")
         self.gamma = gamma
         self.ceiling = ceiling
-        if sharding not in ("none", "slices"):
-            raise ValueError(
-                f"sharding must be 'none' or 'slices'. Received: sharding={sharding!r}"
-            )
         self.communicator = communicator
+        self.sample = sample
         self.sharding = sharding
+        self.bucket_bytes = bucket_bytes
+        self.communication_dtype = communication_dtype
         self._not_decayed = checked_patterns(
             "exclude_from_weight_decay", exclude_from_weight_decay
         )
@@ -129,13 +147,25 @@ class GSNROptimizer(DistributedStep):
         super().build(variables)
         self.choose_variables(variables)
         self._first_slot = len(self._variables)
-        kind = Whole if self.sharding == "none" else Slices
-        self._parts = kind(self, self._comm, self._flat)
+        kind = Slices if self._shares_slices() else Whole
+        self._parts = kind(self, self._comm, self._layout)
         self._slots = self._parts.slots
+        if self._watch_every:
+            self.watch(self._watch_every)
         self._signal, self._noise = [
             self.add_variable((), aggregation="only_first_replica", name=name)
             for name in ("gradient_sq_norm", "gradient_variance")
         ]
+
+    def join(self):
+        super().join()
+        self._parts = self._parts.joined_by(self._comm)
+        self._slots = self._parts.slots
+        if self._watch_every:
+            self.watch(self._watch_every)
+
+    def meet(self):
+        self._parts.meet()
 
     def choose_variables(self, variables):
         """Finds out, by their paths, what applies to which variable."""
@@ -148,12 +178,16 @@ class GSNROptimizer(DistributedStep):
         ]
 
     def check_workers(self):
-        """Counts the samples of an update, `samples`; raises where they are too few."""
-        self.samples = self._comm.workers * (self.gradient_accumulation_steps or 1)
-        received = (
-            f"{self._comm.workers} worker(s) and gradient_accumulation_steps="
-            f"{self.gradient_accumulation_steps}"
-        )
+        """Decides what a sample is; raises where they are too few."""
+        workers, steps = self._comm.workers, self.gradient_accumulation_steps or 1
+        if not self.built:
+            self._by_worker = self.sample == "worker" or (
+                self.sample == "auto" and workers >= _SOUND_SAMPLES
+            )
+            self._keeps_spread = (steps > 1 or self._varies) and not self._by_worker
+        received = f"{workers} worker(s) and gradient_accumulation_steps={steps}"
+        if self.sample != "auto":
+            received += f" with sample='{self.sample}'"
         if self.samples < 2:
             raise ValueError(
                 f"{type(self).__name__} measures how far samples of the gradient "
@@ -163,15 +197,7 @@ class GSNROptimizer(DistributedStep):
                 "several replicas, or set gradient_accumulation_steps to 2 or more "
                 "(8 is a good start)."
             )
-        if self.sharding == "slices" and not (
-            self._comm.has_owners and self._comm.workers > 1
-        ):
-            raise ValueError(
-                "Slices need Horovod and two ranks or more. Received: "
-                f"sharding='slices' with {self._comm.workers} worker(s) of "
-                f"{type(self._comm).__name__}. Start under horovodrun, or leave "
-                "`sharding` out."
-            )
+        self._check_slices()
         if self.samples < _SOUND_SAMPLES:
             warnings.warn(
                 f"{type(self).__name__} has k={self.samples} samples an update "
@@ -181,13 +207,35 @@ class GSNROptimizer(DistributedStep):
                 stacklevel=2,
             )
 
+    def _shares_slices(self):
+        wanted = self._comm.owners_pay if self.sharding == "auto" else self.sharding != "none"
+        return wanted and self._comm.has_owners and self._comm.workers > 1
+
+    def _check_slices(self):
+        if self._shares_slices():
+            return
+        workers = f"{self._comm.workers} worker(s) of {type(self._comm).__name__}"
+        if self.sharding == "slices":
+            raise ValueError(
+                "Slices need Horovod and two ranks or more. Received: "
+                f"sharding='slices' with {workers}. Start under horovodrun, or leave "
+                "`sharding` out."
+            )
+        if self.communication_dtype != "float32" and self._comm.workers > 1:
+            raise ValueError(
+                "Only slices travel in another dtype than float32. Received: "
+                f"communication_dtype='{self.communication_dtype}' and "
+                f"sharding='{self.sharding}' with {workers}. Start under horovodrun "
+                "with sharding='slices', or leave `communication_dtype` out."
+            )
+
     def add_slot(self, variable, name):
         """A variable of zeros like `variable`, beside it, in the dtype of statistics."""
         path = path_of(variable).replace("/", "_").replace(":", "_")
         beside = self._distribution_strategy.extended.colocate_vars_with
         with beside(comm.native(variable)):
             return self.add_variable(
-                variable.shape, dtype=self._flat.dtype.name, name=f"{path}_{name}"
+                variable.shape, dtype=self._layout.dtype.name, name=f"{path}_{name}"
             )
 
     # ---- the update -----------------------------------------------------------
@@ -199,9 +247,12 @@ class GSNROptimizer(DistributedStep):
         """The reduction of `DistributedStep`, for all parameters at once."""
         return super()._reduce(moments, equal_weight)
 
+    def _end_update(self):
+        self._parts.end_update()
+
     def _update(self, with_gradient, reduced):
-        rate = tf.cast(self.learning_rate, self._flat.dtype)
-        t = tf.cast(self.iterations + 1, self._flat.dtype)
+        rate = tf.cast(self.learning_rate, self._layout.dtype)
+        t = tf.cast(self.iterations + 1, self._layout.dtype)
         totals = self._parts.update(with_gradient, reduced, rate, t)
         for variable, total in zip((self._signal, self._noise), totals):
             self._comm.update(variable, lambda v, x: v.assign(tf.cast(x, v.dtype)), total)
@@ -232,11 +283,65 @@ class GSNROptimizer(DistributedStep):
             tf.convert_to_tensor(self._signal), tf.convert_to_tensor(self._noise)
         )
 
+    @property
+    def state_bytes(self):
+        """Bytes of state that the rule keeps on this worker."""
+        return self._parts.state_bytes()
+
+    @property
+    def workers(self):
+        """Int, how many workers bring gradients; of a built optimizer."""
+        return self._comm.workers
+
+    @property
+    def samples(self):
+        """Samples of an update, k: an int, or a tensor as `accumulation_steps`."""
+        return self._comm.workers * (1 if self._by_worker else self.accumulation_steps)
+
+    def watch(self, every):
+        """Records every so many updates what `watched` returns.
+
+        Adds operations to train steps that are traced from now on; they change no
+        weight. All workers must watch alike.
+
+        Args:
+            every: Int, at least 1.
+        """
+        if every < 1:
+            raise ValueError(f"every must be at least 1. Received: every={every}")
+        self._watch_every = every
+        if self.built:
+            self._parts.watch = Watch(self, self._comm, self._layout, every)
+
+    def watched_update(self):
+        """Int, the number of the last update on record; 0 before the first."""
+        watch = self._parts.watch if self.built else None
+        return watch.update if watch else 0
+
+    def watched(self):
+        """The last record: `(update, stats.summary.Summary, times)`.
+
+        Times are three numbers in seconds since the epoch: when this worker's samples
+        were there, when those of all were reduced, and when the update was done.
+        """
+        return self._parts.watch.read()
+
     def sharding_report(self):
         """Who owns what, and what it costs: a string for people, one line a worker."""
         if not self.built:
             raise ValueError("The optimizer is not built: build it, or train a step.")
         return self._parts.report()
+
+    def share_state(self, root=0):
+        """Gives all ranks the slots that rank `root` has loaded, if not all have.
+
+        All ranks must call it. Only with slices is there anything to do: what else
+        there is of state, `Communicator.broadcast` can share.
+
+        Raises:
+            ValueError: On all ranks; `root` has not loaded all of them either.
+        """
+        self._parts.share(root)
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         """Keras' way to exclude variables, besides those of the constructor's list.
@@ -258,11 +363,11 @@ class GSNROptimizer(DistributedStep):
         self._also_not_decayed = [*self._also_not_decayed, *exact, *patterns]
 
     def whole_state(self):
-        """All state, slots in their whole shapes: the same for any number of ranks."""
+        """All state, variable by variable: the same for any number of ranks."""
         if not self.built or isinstance(self._parts, Whole):
-            return self.variables
+            return super().whole_state()
         views = [view for views in self._slots.values() for view in views]
-        state = self.variables
+        state = super().whole_state()
         return [*state[: self._first_slot], *views, *state[self._first_slot :]]
 
     def get_config(self):
@@ -273,5 +378,13 @@ class GSNROptimizer(DistributedStep):
             "ceiling": self.ceiling,
             "exclude_from_weight_decay": as_list(self._not_decayed),
             "communicator": self.communicator,
+            "sample": self.sample,
             "sharding": self.sharding,
+            "bucket_bytes": self.bucket_bytes,
+            "communication_dtype": self.communication_dtype,
         }
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}. Received: {value!r}")

@@ -1,6 +1,7 @@
 """What keeps a job of many workers alive and in step."""
 
 from gsnr_tf.resilience.checkpoint_files import CheckpointError
+from gsnr_tf.resilience.elastic import ElasticState, elastic_run
 from gsnr_tf.resilience.loss_scale import LossScaleOptimizer
 
-__all__ = ["CheckpointError", "LossScaleOptimizer"]
+__all__ = ["CheckpointError", "ElasticState", "LossScaleOptimizer", "elastic_run"]

@@ -1,35 +1,121 @@
-"""All variables of an optimizer as one flat vector of blocks."""
+"""All variables of an optimizer as a few flat vectors, the buckets."""
 
 import math
 
 import numpy as np
 import tensorflow as tf
 
-# Each variable begins a block, so that what belongs to one variable can be summed or
-# looked up by block, a hundredth of the work of doing so by element.
+# In a bucket of several variables each begins a block, so that what belongs to one
+# variable can be summed or looked up by block, a hundredth of the work of doing so by
+# element. Ranks divide all buckets between blocks.
 BLOCK = 128
+# A variable as large as this travels alone: its gradient is sent, and its new weights
+# are received, as they are. Smaller ones share a copy. Smaller buckets would cost more
+# in the latency of collectives than they spare.
+BUCKET_BYTES = 4 * 2**20
 
 
-class FlatLayout:
-    """Where each variable lies in one flat vector.
+class Layout:
+    """How variables are divided into buckets.
+
+    Args:
+        variables: The trainable variables of a model.
+        bucket_bytes: Int, size at which a bucket is full.
 
     Attributes:
         dtype: float64 where any variable is float64, else float32: statistics are
             never kept in less.
-        size: Number of elements, the padding of variables to whole blocks included.
-        owner: int32 array `[blocks]`, the variable that each block belongs to.
+        buckets: List of `Bucket`. Backward yields the gradients of the last layers
+            first, so these come first; where all variables are small, the buckets
+            fill and leave in that order.
     """
 
-    def __init__(self, variables):
-        self._shapes = [tuple(variable.shape) for variable in variables]
-        self._sizes = [math.prod(shape) for shape in self._shapes]
-        blocks = [-(-size // BLOCK) for size in self._sizes]
-        self.owner = np.repeat(np.arange(len(variables), dtype="int32"), blocks)
-        self.size = len(self.owner) * BLOCK
-        self._starts = BLOCK * np.concatenate([[0], np.cumsum(blocks)[:-1]]).astype(int)
-        self._padding = [b * BLOCK - size for b, size in zip(blocks, self._sizes)]
+    def __init__(self, variables, bucket_bytes=BUCKET_BYTES):
         double = any(tf.as_dtype(v.dtype) == tf.float64 for v in variables)
         self.dtype = tf.float64 if double else tf.float32
+        self._variables = [(tuple(v.shape), tf.as_dtype(v.dtype)) for v in variables]
+        full = bucket_bytes // self.dtype.size
+        self.buckets, small, filled = [], [], 0
+        for index in reversed(range(len(variables))):
+            size = math.prod(variables[index].shape)
+            if size >= full:
+                self.buckets.append(self._bucket([index]))
+                continue
+            small.append(index)
+            filled += size
+            if filled >= full:
+                self.buckets.append(self._bucket(small))
+                small, filled = [], 0
+        if small:
+            self.buckets.append(self._bucket(small))
+        places = {
+            index: (number, place)
+            for number, bucket in enumerate(self.buckets)
+            for place, index in enumerate(bucket.indices)
+        }
+        # For each variable: number of its bucket, and its place among those in there.
+        self.places = [places[index] for index in range(len(variables))]
+        self.size = sum(bucket.size for bucket in self.buckets)
+
+    def _bucket(self, indices):
+        shapes, dtypes = zip(*(self._variables[index] for index in indices))
+        alike = len(set(dtypes)) == 1
+        return Bucket(indices, shapes, self.dtype, dtypes[0] if alike else self.dtype)
+
+    def pack(self, tensors):
+        """A vector for each bucket, of a tensor for each variable or `None`: zeros."""
+        return [bucket.pack(bucket.pick(tensors)) for bucket in self.buckets]
+
+    def unpack(self, vectors):
+        """A tensor of each variable's shape, in the order of the variables."""
+        parts = [bucket.unpack(v) for bucket, v in zip(self.buckets, vectors)]
+        return [parts[number][place] for number, place in self.places]
+
+
+class Bucket:
+    """One variable as it is, or several of them in one vector of blocks.
+
+    Args:
+        indices, shapes: The variables' places in the optimizer's list, and shapes.
+        dtype: Of the vector, as of `Layout`.
+        weights_dtype: In which new weights travel: the variables' own, if they share
+            one, since they will be cast to it.
+
+    Attributes:
+        indices: Which of the optimizer's variables, in the order of the vector.
+        size: Length of the vector, padding included.
+        blocks: Number of blocks; the last one of a single variable may be short.
+        owner: int32 array `[blocks]`, the place in `indices` of the variable that
+            each block belongs to.
+    """
+
+    def __init__(self, indices, shapes, dtype, weights_dtype):
+        self.indices = indices
+        self.dtype = dtype
+        self.weights_dtype = weights_dtype
+        self.shapes = shapes
+        self.alone = len(indices) == 1
+        self._sizes = [math.prod(shape) for shape in shapes]
+        blocks = [-(-size // BLOCK) for size in self._sizes]
+        self.blocks = sum(blocks)
+        self.owner = np.repeat(np.arange(len(indices), dtype="int32"), blocks)
+        self.size = self._sizes[0] if self.alone else self.blocks * BLOCK
+        self._starts = BLOCK * np.concatenate([[0], np.cumsum(blocks)[:-1]]).astype(int)
+        self._padding = [
+            0 if self.alone else b * BLOCK - size for b, size in zip(blocks, self._sizes)
+        ]
+
+    def pick(self, values):
+        """Of a value for each of the optimizer's variables, those of this bucket."""
+        return [values[index] for index in self.indices]
+
+    def at(self, block):
+        """The element that a block begins with, or the end of the vector."""
+        return min(block * BLOCK, self.size)
+
+    def span(self, place):
+        """First element and number of elements of a variable."""
+        return int(self._starts[place]), self._sizes[place]
 
     def pack(self, tensors):
         """One vector `[size]` of a tensor for each variable; `None` counts as zeros."""
@@ -55,15 +141,10 @@ class FlatLayout:
             parts.append(tf.zeros([zeros], self.dtype))
         return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
 
-    def span(self, index):
-        """First element and number of elements of a variable."""
-        return int(self._starts[index]), self._sizes[index]
-
-    def shape(self, index):
-        return self._shapes[index]
-
-    def unpack(self, flat):
-        """A tensor of each variable's shape, in the order of the variables."""
+    def unpack(self, vector):
+        """A tensor of each variable's shape."""
+        if self.alone:
+            return [tf.reshape(vector, self.shapes[0])]
         sizes = [n for pair in zip(self._sizes, self._padding) for n in pair]
-        parts = tf.split(flat, sizes)[::2]
-        return [tf.reshape(part, shape) for part, shape in zip(parts, self._shapes)]
+        parts = tf.split(vector, sizes)[::2]
+        return [tf.reshape(part, shape) for part, shape in zip(parts, self.shapes)]

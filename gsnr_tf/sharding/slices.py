@@ -8,17 +8,18 @@ Here the first half sends the samples themselves, so that the owner of a slice t
 their exact variance without a second reduction, and the second half sends weights.
 Each rank computes the rule, and keeps its state, for 1/k of the parameters.
 
-What concerns a whole variable crosses slices as one number: sums for the mean of r and
-for clipping in one short allreduce, norms for trust ratios in another.
+Each bucket is divided among all ranks and goes this way by itself, as soon as its
+gradients are there. What concerns a whole variable crosses slices as one number: sums
+for the mean of r and for clipping in one short allreduce, norms for trust ratios in
+another.
 """
 
-import functools
-
+import numpy as np
 import tensorflow as tf
 
-from gsnr_tf.sharding.layout import BLOCK
+from gsnr_tf.sharding.part import Part
+from gsnr_tf.sharding.program import Program, clip_scales
 from gsnr_tf.sharding.state import SliceState, SlotView
-from gsnr_tf.stats import Moments, clip_multiplier, countable, gsnr, pooled
 
 
 class Slices:
@@ -27,7 +28,7 @@ class Slices:
     Args:
         optimizer: The `GSNROptimizer`, built but for its slots.
         communicator: A `Communicator` that has owners.
-        layout: The `FlatLayout` of the variables.
+        layout: The `Layout` of the variables.
 
     Attributes:
         slots: For each slot of the rule a list of `SlotView`, one for each variable
@@ -39,167 +40,252 @@ class Slices:
         self._comm = communicator
         self._layout = layout
         self._name = f"gsnr.{optimizer.name}"
-        self._first, self._last = communicator.own_rows(len(layout.owner))
-        self._owner = layout.owner[self._first : self._last]
-        self._number = len(optimizer._trainable_variables)
-        self._adapts = any(optimizer.adapts(index) for index in range(self._number))
-        self._state = {
-            slot: SliceState(slot, communicator, layout) for slot in optimizer.slots
-        }
+        parts = [
+            Part(bucket, *communicator.own_rows(bucket.blocks))
+            for bucket in layout.buckets
+        ]
+        self._state = {slot: SliceState(slot, layout, parts) for slot in optimizer.slots}
+        programs = {}
+        self._slices = []
+        for number, part in enumerate(parts):
+            program = Program(optimizer, part)
+            program = programs.setdefault(program.kind, program)
+            slots = {slot: state.parts[number] for slot, state in self._state.items()}
+            name = f"{self._name}.{number}"
+            self._slices.append(_Slice(optimizer, communicator, part, program, slots, name))
+        # What this rank has loaded, whole, until training begins.
+        self._loaded = {}
+        with tf.init_scope():
+            self._changes = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.meet()
         self.slots = {
-            slot: [SlotView(state, index) for index in range(self._number)]
+            slot: [
+                SlotView(self, slot, index, state.shape(index), layout.dtype)
+                for index in range(len(layout.places))
+            ]
             for slot, state in self._state.items()
         }
-        fused = functools.partial(tf.function, jit_compile=True, autograph=False)
-        # One launch for each stage, in place of a chain of small operations for each
-        # variable.
-        self._fused_statistics = fused(self._statistics)
-        self._fused_direction = fused(self._direction)
-        self._fused_descend = fused(self._descend)
+        self.watch = None
 
-    def _per_variable(self, *elements):
-        """Sums `[variables, len(elements)]` of tensors `[blocks, BLOCK]`."""
-        # XLA adds up the numbers of a row one by one; a product with ones is fast.
-        ones = tf.ones([BLOCK], self._layout.dtype)
-        sums = tf.stack([tf.linalg.matvec(e, ones) for e in elements], axis=1)
-        return tf.math.unsorted_segment_sum(sums, self._owner, self._number)
+    def joined_by(self, communicator):
+        """The same for other workers, with empty slices."""
+        return Slices(self._optimizer, communicator, self._layout)
 
-    def _by_block(self, values):
-        """From `[variables]` to `[blocks, 1]`."""
-        return tf.gather(values, self._owner)[:, None]
+    def meet(self):
+        """Lets ranks read each other's slices, if all are there."""
+        self._peers = self._comm.peers(self)
 
-    # ---- reduce -----------------------------------------------------------------
+    def changes(self):
+        """How often this rank's share has changed: by updates, skipped ones included,
+        and by loading."""
+        return int(self._changes.numpy())
+
+    def read(self, slot, index):
+        """The slot of a variable, whole, as it is after this rank's last change."""
+        flat = np.frombuffer(
+            b"".join(self._peers.collect(f"{slot}/{index}")),
+            self._layout.dtype.as_numpy_dtype,
+        )
+        return flat.reshape(self._state[slot].shape(index))
+
+    def write(self, slot, index, value):
+        """Takes the own part of the slot of a variable."""
+        self._loaded[slot, index] = value.numpy()
+        self._state[slot].write(index, value)
+        self._changes.assign_add(1)
+
+    def share(self, root):
+        """See `GSNROptimizer.share_state`."""
+        whole = not self.changes() or len(self._loaded) == sum(map(len, self.slots.values()))
+        changes, whole = zip(*self._comm.gather((self.changes(), whole)))
+        if len(set(changes)) > 1:
+            if not whole[root]:
+                raise ValueError(
+                    f"Only some ranks have loaded a checkpoint, and rank {root}, whose "
+                    "state all are to have, is not one of them. Received: updates and "
+                    f"loads by rank {list(changes)}. Load it on rank {root}, or on all."
+                )
+            for (slot, index), value in self._whole_slots():
+                self._comm.broadcast([value], root)
+                self._state[slot].write(index, value)
+            self._changes.assign(max(changes) + 1)
+        self._loaded.clear()
+
+    def _whole_slots(self):
+        """A `tf.Variable` for each slot of each variable, with what was loaded."""
+        for slot, views in self.slots.items():
+            for index, view in enumerate(views):
+                zeros = np.zeros(view.shape, view.dtype.as_numpy_dtype)
+                yield (slot, index), tf.Variable(self._loaded.get((slot, index), zeros))
+
+    def own(self, what):
+        """The bytes that this rank has of "slot/index of the variable"."""
+        slot, index = what.rsplit("/", 1)
+        return self._state[slot].own(int(index)).tobytes()
+
+    def end_update(self):
+        """To be called in a step after all else."""
+        self._changes.assign_add(1)
+        if self.watch:
+            self.watch.mark(2, [])
 
     def reduce(self, moments, equal_weight):
-        """Whether all is finite; mean and r of the slice, and sums of each variable."""
+        """Whether all is finite; mean and r of the slices, and sums of each variable.
 
-        def sent(flat, name):
-            rows = tf.reshape(flat, [len(self._layout.owner), BLOCK])
-            return self._comm.to_owners(rows, f"{self._name}.{name}")
-
-        means = sent(moments.mean, "mean")
-        # The spread of a rank's own micro-batches, where there are several: once for
-        # each window, half as much again as without accumulation.
-        accumulates = self._optimizer.gradient_accumulation_steps
-        spreads = sent(moments.spread, "spread") if accumulates else None
+        Args:
+            moments: List of `Moments`, one for each bucket.
+            equal_weight: As for `Communicator.reduce_moments`.
+        """
+        self._loaded.clear()
+        if self.watch:
+            self.watch.mark(0, moments)
         weights = None
         if equal_weight is None:
-            weights = self._comm.from_owners(moments.weight[None], f"{self._name}.weight")
+            weight = moments[0].weight[None]
+            weights = self._comm.from_owners(weight, f"{self._name}.weight")
             weights = tf.ensure_shape(weights, [self._comm.workers])
-        mean, r, sums = self._fused_statistics(means, spreads, weights, equal_weight)
-        sums = self._comm.all_reduce(sums, f"{self._name}.sums")
-        return tf.math.is_finite(tf.reduce_sum(sums[:, 2])), (mean, r, sums)
-
-    def _statistics(self, means, spreads, weights, equal_weight):
-        count = self._comm.workers
-        groups = [
-            Moments(*group)
-            for group in zip(
-                [None] * count if weights is None else tf.unstack(weights),
-                tf.unstack(means),
-                [None] * count if spreads is None else tf.unstack(spreads),
-            )
+        found = [
+            one.statistics(bucket, weights, equal_weight, self._optimizer.samples)
+            for one, bucket in zip(self._slices, moments)
         ]
-        mean, variance = pooled(groups, equal_weight)
-        r = gsnr(mean, variance, self._optimizer.samples)
-        finite, counted = countable(mean, variance, r)
-        return mean, r, self._per_variable(finite, counted, mean * mean, variance)
-
-    # ---- update -----------------------------------------------------------------
+        sums = self._shared([sums for _, _, sums in found], "sums")
+        finite = tf.math.is_finite(sum(tf.reduce_sum(s[:, 2]) for s in sums))
+        return finite, [(mean, r, s) for (mean, r, _), s in zip(found, sums)]
 
     def update(self, with_gradient, reduced, rate, t):
         """Updates all variables; returns Σ mean² and Σ variance."""
-        mean, r, sums = reduced
-        optimizer = self._optimizer
-        start, stop = self._first * BLOCK, self._last * BLOCK
-        theta = self._layout.pack_range(optimizer._trainable_variables, start, stop)
-        theta = tf.reshape(theta, [-1, BLOCK])
-        slots = {name: tf.convert_to_tensor(s.slice) for name, s in self._state.items()}
-        u, moved, norms = self._fused_direction(
-            theta, mean, r, slots, sums, self._clip_scales(sums[:, 2]), rate, t
-        )
-        phi = self._trust_ratios(norms, rate, t)
-        theta, further = self._fused_descend(theta, u, phi, moved, rate, t)
-        moved = {**moved, **further}
-        if len(with_gradient) < self._number:
-            # A variable without a gradient is left alone, and so is its state.
-            active = [index in with_gradient for index in range(self._number)]
-            active = self._by_block(tf.constant(active))
-            moved = {name: tf.where(active, s, slots[name]) for name, s in moved.items()}
-        for name, value in moved.items():
-            self._state[name].slice.assign(value)
-        whole = self._comm.from_owners(theta, f"{self._name}.weights")
-        whole = self._layout.unpack(tf.reshape(whole, [self._layout.size]))
-        for index in with_gradient:
-            variable = optimizer._trainable_variables[index]
-            variable.assign(tf.cast(whole[index], variable.dtype))
-        return tf.unstack(tf.reduce_sum(sums[:, 2:], axis=0))
+        sums = [s for _, _, s in reduced]
+        all_scales = clip_scales(self._optimizer, [s[:, 2] for s in sums])
+        if self.watch:
+            self.watch.mark(1, reduced)
+            self.watch.record(lambda: self._tables(reduced, all_scales, rate, t))
+        moving = []
+        for one, statistics, scales in zip(self._slices, reduced, all_scales):
+            if one.activate(with_gradient):
+                moving.append((one, one.direction(*statistics, scales, rate, t)))
+        adapting = [(one, u, norms) for one, (u, norms) in moving if norms is not None]
+        if adapting:
+            all_norms = self._shared([norms for *_, norms in adapting], "norms")
+            for (one, u, _), norms in zip(adapting, all_norms):
+                one.receive(one.descend(u, norms, rate, t))
+        for one, (theta, norms) in moving:
+            if norms is None:
+                one.receive(theta)
+        return tf.unstack(sum(tf.reduce_sum(s[:, 2:], axis=0) for s in sums))
 
-    def _trust_ratios(self, norms, rate, t):
-        """φ `[variables]`, from the slice's share of the squared norms of θ and u."""
-        ones = tf.ones([self._number], self._layout.dtype)
-        if not self._adapts:
-            return ones
-        norms = tf.sqrt(self._comm.all_reduce(norms, f"{self._name}.norms"))
-        step = self._optimizer.step_of(rate, t, self._decay())
-        phi = self._optimizer.trust(norms[:, 0], norms[:, 1], step)
-        adapts = [self._optimizer.adapts(index) for index in range(self._number)]
-        return tf.where(adapts, phi, ones)
-
-    def _decay(self):
-        """Weight decay `[variables]`."""
-        decays = [self._optimizer.decay_of(index) for index in range(self._number)]
-        return tf.constant(decays, self._layout.dtype)
-
-    def _clip_scales(self, squares):
-        """What clipping by norm multiplies each variable's gradient by `[variables]`."""
-        optimizer = self._optimizer
-        if optimizer.clipnorm:
-            return optimizer.clipnorm / tf.maximum(tf.sqrt(squares), optimizer.clipnorm)
-        if optimizer.global_clipnorm:
-            norm = tf.sqrt(tf.reduce_sum(squares))
-            scale = optimizer.global_clipnorm / tf.maximum(norm, optimizer.global_clipnorm)
-            return tf.fill([self._number], scale)
-        return tf.ones([self._number], squares.dtype)
-
-    def _step(self, rate, t):
-        return self._optimizer.step_of(rate, t, self._by_block(self._decay()))
-
-    def _direction(self, theta, mean, r, slots, sums, scales, rate, t):
-        optimizer = self._optimizer
-        r = clip_multiplier(
-            r,
-            self._by_block(sums[:, 0]),
-            self._by_block(sums[:, 1]),
-            optimizer.gamma,
-            optimizer.ceiling,
-        )
-        gradient = mean * self._by_block(scales)
-        if optimizer.clipvalue:
-            gradient = tf.clip_by_value(
-                gradient, -optimizer.clipvalue, optimizer.clipvalue
+    def _tables(self, reduced, all_scales, rate, t):
+        """What there is to see of each bucket: see `Watch.record`."""
+        seen = [
+            one.seen(*statistics, scales, rate, t)
+            for one, statistics, scales in zip(self._slices, reduced, all_scales)
+        ]
+        return [
+            one.table(sums, all_seen, rate, t)
+            for one, (*_, sums), all_seen in zip(
+                self._slices, reduced, self._shared(seen, "watch")
             )
-        u, slots = optimizer.direction(theta, gradient, r, slots, self._step(rate, t))
-        norms = self._per_variable(theta * theta, u * u) if self._adapts else None
-        return u, slots, norms
+        ]
 
-    def _descend(self, theta, u, phi, slots, rate, t):
-        phi = self._by_block(phi)
-        return self._optimizer.descend(theta, u, phi, slots, self._step(rate, t))
+    def _shared(self, tables, name):
+        """Sums over all ranks of tables `[variables, columns]`, by one collective."""
+        total = self._comm.all_reduce(tf.concat(tables, axis=0), f"{self._name}.{name}")
+        return tf.split(total, [table.shape[0] for table in tables])
+
+    def state_bytes(self):
+        """See `GSNROptimizer.state_bytes`."""
+        elements = sum(one.part.size for one in self._slices)
+        return len(self.slots) * elements * self._layout.dtype.size
 
     def report(self):
         """See `GSNROptimizer.sharding_report`."""
-        bounds = self._comm.bounds(len(self._layout.owner))
-        item, ranks = self._layout.dtype.size, self._comm.workers
-        state = len(self.slots) * BLOCK * item
-        lines = []
-        for rank, (first, last) in enumerate(zip(bounds, bounds[1:])):
-            own, rest = last - first, bounds[-1] - (last - first)
-            # Its samples of the others' slices, then its slice to all others.
-            samples = 2 if self._optimizer.gradient_accumulation_steps else 1
-            sent = (samples * rest + (ranks - 1) * own) * BLOCK * item
+        optimizer = self._optimizer
+        lines = [
+            f"{self._comm.workers} ranks, {len(self._slices)} buckets, "
+            f"k={int(optimizer.samples)} samples an update"
+        ]
+        for rank in range(self._comm.workers):
+            own = sum(one.owned(rank) for one in self._slices)
+            state = own * len(self.slots) * self._layout.dtype.size
+            sent = sum(one.sent(rank, optimizer._keeps_spread) for one in self._slices)
             lines.append(
-                f"rank {rank}: elements {first * BLOCK:,} to {last * BLOCK:,}, "
-                f"{own * state:,} bytes of state, sends {sent:,} bytes an update"
+                f"rank {rank}: owns {own:,} elements, {state:,} bytes of state, "
+                f"sends {sent:,} bytes an update"
             )
         return "\n".join(lines)
+
+
+class _Slice:
+    """This rank's slice of one bucket, on its way through a step."""
+
+    def __init__(self, optimizer, communicator, part, program, slots, name):
+        self._comm = communicator
+        self._program = program
+        self._slots = slots
+        self._name = name
+        self._bounds = [part.bucket.at(b) for b in communicator.bounds(part.bucket.blocks)]
+        self._wire_dtype = part.bucket.dtype
+        if optimizer.communication_dtype != "float32":
+            self._wire_dtype = tf.as_dtype(optimizer.communication_dtype)
+        self._variables = part.bucket.pick(optimizer._trainable_variables)
+        self.part = part
+
+    def owned(self, rank):
+        return self._bounds[rank + 1] - self._bounds[rank]
+
+    def sent(self, rank, with_spread):
+        """Bytes from a rank: samples of the others' parts, its weights to all others."""
+        bucket, own = self.part.bucket, self.owned(rank)
+        item = self._wire_dtype.size + (bucket.dtype.size if with_spread else 0)
+        others = len(self._bounds) - 2
+        return (bucket.size - own) * item + others * own * bucket.weights_dtype.size
+
+    def statistics(self, moments, weights, equal_weight, number):
+        """Sends the samples to their owners: mean, r and the sums of the own part."""
+
+        means = self._send(tf.cast(moments.mean, self._wire_dtype), "mean")
+        spreads = None
+        if moments.spread is not None:
+            # Squares of small gradients are too small for float16.
+            spreads = self._send(moments.spread, "spread")
+        return self._program.statistics(means, spreads, weights, equal_weight, number)
+
+    def _send(self, vector, name):
+        return self._comm.to_owners(vector, self._bounds, f"{self._name}.{name}")
+
+    def activate(self, with_gradient):
+        """Notes which variables have a gradient; whether any has."""
+        active = tuple(index in with_gradient for index in self.part.bucket.indices)
+        self._active = None if all(active) else active
+        return any(active)
+
+    def direction(self, mean, r, sums, scales, rate, t):
+        """u and norms of the own part; where nothing adapts, new weights and `None`."""
+        theta = [tf.convert_to_tensor(variable) for variable in self._variables]
+        return self._program.direction(
+            theta, mean, r, self._slots, sums, scales, rate, t, self._active
+        )
+
+    def seen(self, mean, r, sums, scales, rate, t):
+        """`watch.sums_and_counts` of the own part."""
+        theta = [tf.convert_to_tensor(variable) for variable in self._variables]
+        return self._program.seen(theta, mean, r, self._slots, sums, scales, rate, t)
+
+    def table(self, sums, seen, rate, t):
+        return self._program.table(sums, seen, rate, t)
+
+    def descend(self, u, norms, rate, t):
+        """The new weights of the own part."""
+        theta = [tf.convert_to_tensor(variable) for variable in self._variables]
+        return self._program.descend(
+            theta, u, norms, self._slots, rate, t, self._active
+        )
+
+    def receive(self, theta):
+        """Joins the parts of all ranks and gives the variables their new weights."""
+        bucket = self.part.bucket
+        whole = self._comm.from_owners(theta, f"{self._name}.weights")
+        weights = bucket.unpack(tf.ensure_shape(whole, [bucket.size]))
+        active = self._active or [True] * len(weights)
+        for variable, value, moves in zip(self._variables, weights, active):
+            if moves:
+                variable.assign(tf.cast(value, variable.dtype))

@@ -4,6 +4,8 @@ import functools
 
 import tensorflow as tf
 
+from gsnr_tf.sharding.part import Part
+from gsnr_tf.sharding.program import Program, clip_scales
 from gsnr_tf.stats import multiplier
 
 
@@ -25,13 +27,27 @@ class Whole:
             slot: [optimizer.add_slot(v, slot) for v in optimizer._trainable_variables]
             for slot in optimizer.slots
         }
+        self.watch = None
+        parts = [Part(bucket, 0, bucket.blocks) for bucket in layout.buckets]
+        self._programs = [Program(optimizer, part) for part in parts]
+
+    def joined_by(self, communicator):
+        """The same for other workers, with the same state."""
+        self._comm = communicator
+        return self
 
     def reduce(self, moments, equal_weight):
-        """Whether the mean of all samples is finite; their mean and variance."""
+        """Whether the mean of all samples is finite; mean and variance of each bucket."""
+        if self.watch:
+            self.watch.mark(0, moments)
         return self._optimizer.reduce_whole(moments, equal_weight)
 
     def update(self, with_gradient, reduced, rate, t):
         """Updates all variables; returns Σ mean² and Σ variance."""
+        if self.watch:
+            self.watch.mark(1, reduced)
+            see = functools.partial(self._tables, rate, t)
+            self.watch.record(lambda: self._comm.each(see, *reduced))
         gradients, multipliers, *totals = self._comm.each(self._weigh, *reduced)
         for index in with_gradient:
             self._comm.update(
@@ -43,7 +59,11 @@ class Whole:
         return totals
 
     def _weigh(self, mean, variance):
-        """Clipped gradient and multiplier of each variable, and the totals."""
+        """Clipped gradient and multiplier of each variable, and the totals.
+
+        Args:
+            mean, variance: Lists of vectors, one for each bucket.
+        """
         optimizer = self._optimizer
         weigh = functools.partial(
             multiplier,
@@ -53,9 +73,26 @@ class Whole:
         )
         means, variances = self._layout.unpack(mean), self._layout.unpack(variance)
         multipliers = [weigh(m, v) for m, v in zip(means, variances)]
-        signal = tf.reduce_sum(tf.square(mean))
+        signal = tf.add_n([tf.reduce_sum(tf.square(bucket)) for bucket in mean])
+        noise = tf.add_n([tf.reduce_sum(bucket) for bucket in variance])
         gradients = optimizer._clip_gradients(means)
-        return gradients, multipliers, signal, tf.reduce_sum(variance)
+        return gradients, multipliers, signal, noise
+
+    def _tables(self, rate, t, means, variances):
+        """What there is to see of each bucket: see `Watch.record`."""
+        weighed = [
+            program.weigh(*program.in_shape(mean, variance), self._optimizer.samples)
+            for program, mean, variance in zip(self._programs, means, variances)
+        ]
+        scales = clip_scales(self._optimizer, [sums[:, 2] for _, sums in weighed])
+        tables = []
+        for program, mean, (r, sums), scale in zip(self._programs, means, weighed, scales):
+            slots = {name: program.cut(slot) for name, slot in self.slots.items()}
+            theta = program.pick(self._optimizer._trainable_variables)
+            (mean,) = program.in_shape(mean)
+            seen = program.seen(theta, mean, r, slots, sums, scale, rate, t)
+            tables.append(program.table(sums, seen, rate, t))
+        return tables
 
     def _apply_rule(self, index, rate, t, variable, gradient, r):
         optimizer = self._optimizer
@@ -71,12 +108,27 @@ class Whole:
         for name, value in {**slots, **further}.items():
             self.slots[name][index].assign(value)
 
+    def meet(self):
+        """Nothing to do: every worker has all state."""
+
+    def end_update(self):
+        """To be called in a step after all else."""
+        if self.watch:
+            self.watch.mark(2, [])
+
+    def share(self, root):
+        """Nothing to do: all state is in variables."""
+
+    def state_bytes(self):
+        """See `GSNROptimizer.state_bytes`."""
+        return len(self.slots) * self._layout.size * self._layout.dtype.size
+
     def report(self):
         """See `GSNROptimizer.sharding_report`."""
         number = self._layout.size
-        item = self._layout.dtype.size
         return (
-            f"{self._comm.workers} worker(s), each with all {number:,} elements and "
-            f"{len(self.slots) * number * item:,} bytes of state; reduces "
-            f"{2 * number * item:,} bytes an update"
+            f"{self._comm.workers} worker(s), k={int(self._optimizer.samples)} samples an "
+            f"update; each has all {number:,} elements and "
+            f"{self.state_bytes():,} bytes of state; reduces "
+            f"{2 * number * self._layout.dtype.size:,} bytes an update"
         )

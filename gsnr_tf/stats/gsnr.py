@@ -10,7 +10,7 @@ def gsnr(mean, variance, samples):
     Args:
         mean: Tensor of any shape, float32 or float64: the mean of the samples.
         variance: Tensor of the same shape and dtype: their biased variance.
-        samples: Python int, how many samples there were.
+        samples: Int or scalar tensor, how many samples there were.
 
     Returns:
         Tensor of the same shape: r ≥ 0, 0 where both are 0, and `inf` where all
@@ -20,7 +20,7 @@ def gsnr(mean, variance, samples):
     # The mean of k equal numbers is itself off by up to k·ε/2, so a deviation below
     # k·ε·|mean| is rounding, not noise. Taken for noise, it would give elements on
     # which all samples agree a GSNR of about 1/ε², and swamp the mean over r.
-    rounding = samples * float(np.finfo(mean.dtype.as_numpy_dtype).eps)
+    rounding = tf.cast(samples, mean.dtype) * np.finfo(mean.dtype.as_numpy_dtype).eps
     agreed = tf.logical_and(
         tf.not_equal(mean, 0), deviation <= rounding * tf.abs(mean)
     )

@@ -15,18 +15,13 @@ class Moments(NamedTuple):
     Attributes:
         weight: Scalar tensor, Σ w_i. With equal samples, their number.
         mean: Tensor `[n]`, Σ w_i g_i / Σ w_i.
-        spread: Tensor `[n]`, Σ w_i (g_i − mean)², or `None` where nobody asks
-            how far the samples differ.
+        spread: Tensor `[n]`, Σ w_i (g_i − mean)², or `None` for 0: a single sample,
+            or what is to count as one.
     """
 
     weight: tf.Tensor
     mean: tf.Tensor
     spread: Optional[tf.Tensor]
-
-    @classmethod
-    def of(cls, sample, weight, with_spread=True):
-        """Moments of one sample `[n]` of the given weight."""
-        return cls(weight, sample, tf.zeros_like(sample) if with_spread else None)
 
     def add(self, sample, weight):
         """Moments after one more sample (Welford 1962; West 1979 for weights)."""

@@ -156,6 +156,30 @@ def test_source_that_differs_is_not_built(empty_venv, tmp_path, lines):
     assert "must not be run" not in result.stdout
 
 
+def test_gloo_that_differs_is_not_built(empty_venv, tmp_path):
+    fake_tensorflow(site_packages(empty_venv), "2.21.0")
+    use_our_packages(empty_venv)
+    source = tmp_path / "source"
+    cmake = source / "horovod" / "tensorflow" / "CMakeLists.txt"
+    cmake.parent.mkdir(parents=True)
+    cmake.write_text("set(TF_SOURCES)\n" + CMAKE_LINE)
+    gloo = source / "third_party" / "gloo" / "gloo"
+    gloo.mkdir(parents=True)
+    (gloo / "alltoallv.cc").write_text("{\n  in->send(1);\n  out->recv(2);\n}\n")
+    (gloo / "allgatherv.cc").write_text("{\n  out->recv(1);\n  out->send(2);\n}\n")
+    (source / "setup.py").write_text("raise SystemExit('must not be run')\n")
+    program(tmp_path / "bin" / "c++")
+    program(tmp_path / "bin" / "make")
+    result = run(
+        "bash", INSTALL, "--source", source, empty_venv,
+        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", CXX="", PYTHONPATH="",
+        XDG_CACHE_HOME=tmp_path / "cache",
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "does not send and receive where expected" in result.stdout
+    assert "must not be run" not in result.stdout
+
+
 def test_cache_folder_follows_tensorflow(empty_venv, tmp_path):
     def cache_folder(version):
         site = tmp_path / version

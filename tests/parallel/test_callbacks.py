@@ -5,7 +5,6 @@ import numpy as np
 
 def broadcast():
     import keras
-    import numpy as np
 
     import gsnr_tf
 

@@ -180,7 +180,6 @@ def saved(config, folder, tag):
 
 
 def resumed(config, folder):
-    import keras
     import gsnr_tf
 
     model, x, y = problem()

@@ -130,29 +130,54 @@ def test_clipping_acts_on_the_gradient_of_all_ranks(on_ranks):
         np.testing.assert_allclose(weights, [0.0, -0.25])
 
 
-def collectives(name, steps):
+def collectives(sharding, steps, tensors):
+    """The operation and the last part of the name of each collective of a step."""
     import keras
     import tensorflow as tf
 
     import gsnr_tf
 
-    variables = [keras.Variable(tf.ones([3, 2])) for _ in range(5)]
-    optimizer = getattr(gsnr_tf, name)(0.1, gradient_accumulation_steps=steps, name="o")
+    variables = [keras.Variable(tf.ones([3, 2])) for _ in range(tensors)]
+    optimizer = gsnr_tf.GSNRLamb(
+        0.1, gradient_accumulation_steps=steps, sharding=sharding, name="o"
+    )
     optimizer.build(variables)
     apply = tf.function(lambda *g: optimizer.apply_gradients(zip(g, variables)))
-    graph = apply.get_concrete_function(*[tf.ones([3, 2])] * 5).graph
+    graph = apply.get_concrete_function(*[tf.ones([3, 2])] * tensors).graph
     nodes = list(graph.as_graph_def().node)
     for function in graph.as_graph_def().library.function:
         nodes.extend(function.node_def)
     return sorted(
-        node.attr["tensor_name"].s.decode() or node.name
+        (
+            node.op,
+            (node.attr["tensor_name"].s.decode() or node.name).rsplit(".", 1)[1],
+        )
         for node in nodes
         if node.op.startswith("Horovod") and "Size" not in node.op
     )
 
 
-@pytest.mark.parametrize("steps", [None, 2])
-def test_a_step_takes_two_collectives_however_many_variables(on_ranks, steps):
-    for names in on_ranks(2, collectives, "GSNRLamb", steps):
-        assert len(names) == 2, names
-        assert ["gsnr.o.mean" in names[0], "gsnr.o.spread" in names[1]] == [True, True]
+WHOLE = [("HorovodAllreduce", "mean"), ("HorovodAllreduce", "spread")]
+SLICES = [
+    ("HorovodAllgather", "weights"),
+    ("HorovodAllreduce", "norms"),
+    ("HorovodAllreduce", "sums"),
+    ("HorovodAlltoall", "mean"),
+]
+
+
+@pytest.mark.parametrize("tensors", [2, 40])
+@pytest.mark.parametrize(
+    "sharding, steps, expected",
+    [
+        ("none", None, WHOLE),
+        ("none", 2, WHOLE),
+        ("slices", None, SLICES),
+        ("slices", 2, [*SLICES, ("HorovodAlltoall", "spread")]),
+    ],
+)
+def test_a_bucket_takes_as_many_collectives_whatever_is_in_it(
+    on_ranks, sharding, steps, expected, tensors
+):
+    for found in on_ranks(2, collectives, sharding, steps, tensors):
+        assert found == expected

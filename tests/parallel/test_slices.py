@@ -10,7 +10,9 @@ RULES = {
     "lars": ("GSNRLars", {"weight_decay": 0.01, "use_ema": True}),
     "lamb": ("GSNRLamb", {"weight_decay": 0.01, "global_clipnorm": 1.0}),
 }
-# One tensor has nine tenths of all elements; others have less than a block.
+# One tensor has nine tenths of all elements, and travels alone; others share a bucket
+# and have less than a block.
+BUCKET_BYTES = 8000
 SHAPES = [(), (7,), (90, 120), (120,), (4, 3, 8), (200,)]
 
 
@@ -28,7 +30,11 @@ def both_ways(name, arguments, steps, shapes, without_gradient, examples):
         rng = np.random.default_rng(1)
         variables = [keras.Variable(rng.normal(size=s), dtype="float32") for s in shapes]
         optimizer = getattr(gsnr_tf, name)(
-            0.1, sharding=sharding, gradient_accumulation_steps=steps, **arguments
+            0.1,
+            sharding=sharding,
+            gradient_accumulation_steps=steps,
+            bucket_bytes=BUCKET_BYTES,
+            **arguments,
         )
         optimizer.build(variables)
 
@@ -122,16 +128,75 @@ def test_parts_weigh_by_their_examples(on_ranks):
     assert_alike(on_ranks(2, both_ways, name, arguments, 2, SHAPES, None, [3.0, 1.0]))
 
 
+@pytest.mark.parametrize("ranks", [2])
+def test_a_window_of_a_worker_may_count_as_one_sample(on_ranks, ranks):
+    name, arguments = RULES["lamb"]
+    arguments = {**arguments, "sample": "worker"}
+    results = on_ranks(ranks, both_ways, name, arguments, 2, SHAPES, None, None)
+    assert_alike(results)
+    assert_alike(on_ranks(ranks, both_ways, name, arguments, 2, SHAPES, None, [3.0, 1.0]))
+    assert "k=2 samples" in results[0][1]
+    # Nothing but one alltoall and one allgather.
+    assert sent(results[0][1]) == sent(
+        on_ranks(ranks, both_ways, *RULES["lamb"], None, SHAPES, None, None)[0][1]
+    )
+
+
+def table(report):
+    return [line.replace(",", "").split() for line in report.splitlines()[1:]]
+
+
+def sent(report):
+    return [int(line[line.index("sends") + 1]) for line in table(report)]
+
+
+def state(report):
+    return [int(line[line.index("state") - 3]) for line in table(report)]
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_slices_are_even_and_the_bytes_are_those_of_an_allreduce(on_ranks, ranks):
     (_, report), *_ = on_ranks(ranks, both_ways, *RULES["adam"], None, SHAPES, None, None)
-    lines = [line.replace(",", "").split() for line in report.splitlines()]
-    state = [int(line[line.index("bytes") - 1]) for line in lines]
-    sent = [int(line[line.index("sends") + 1]) for line in lines]
-    block = 3 * 128 * 4
-    assert max(state) - min(state) <= block
-    whole = sum(state) / 3
-    np.testing.assert_allclose(sent, 2 * whole * (ranks - 1) / ranks, rtol=0.02)
+    block, buckets = 3 * 128 * 4, 2
+    assert max(state(report)) - min(state(report)) <= buckets * block
+    whole = sum(state(report)) / 3
+    np.testing.assert_allclose(
+        sent(report), 2 * whole * (ranks - 1) / ranks, atol=ranks * buckets * block
+    )
+
+
+@pytest.mark.parametrize("ranks", [2])
+@pytest.mark.parametrize("dtype, error", [("bfloat16", 2**-8), ("float16", 2**-11)])
+def test_gradients_may_travel_in_half_precision(on_ranks, ranks, dtype, error):
+    """With γ = c = 1 the step is SGD's: linear in the rounded gradient."""
+    name, arguments = "GSNRSGD", {"gamma": 1.0, "communication_dtype": dtype}
+    results = on_ranks(ranks, rounded, name, arguments)
+    for moved, samples, _ in results:
+        off = np.abs(moved + samples.mean(axis=0))
+        assert np.all(off <= error * np.abs(samples).mean(axis=0))
+        assert np.any(off > error / 8 * np.abs(samples).mean(axis=0))
+    # Weights are not rounded on their way.
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    full = on_ranks(ranks, rounded, name, {"gamma": 1.0})
+    np.testing.assert_allclose(
+        sent(results[0][2])[0] / sent(full[0][2])[0], 0.75, rtol=0.01
+    )
+
+
+def rounded(name, arguments):
+    """What SGD moved, the samples of all ranks, and the report."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import gsnr_tf
+
+    samples = np.random.default_rng(0).normal(size=(gsnr_tf.size(), 3000))
+    variable = keras.Variable(np.zeros(3000), dtype="float32")
+    optimizer = getattr(gsnr_tf, name)(1.0, **arguments)
+    gradient = tf.constant(samples[gsnr_tf.rank()], "float32")
+    optimizer.apply_gradients([(gradient, variable)])
+    return variable.numpy(), samples, optimizer.sharding_report()
 
 
 def fit_with_an_overflow():
@@ -168,6 +233,58 @@ def test_an_overflow_on_one_rank_is_skipped_by_all(on_ranks):
             assert np.isfinite(moved).all()
     for value, other in zip(results[0][0][-1], results[1][0][-1]):
         np.testing.assert_array_equal(value, other)
+
+
+def saved_by_one(folder, ranks_that_save):
+    """The state that the first of them saved between two updates, and all states."""
+    import gsnr_tf
+
+    model = saved_model("slices", False)
+    saved = None
+    for seed in range(4):
+        update(model, seed)
+        if seed == 1 and gsnr_tf.rank() in ranks_that_save:
+            saved = whole_state(model)
+            model.save(f"{folder}/{gsnr_tf.rank()}.keras")
+    return saved, whole_state(model)
+
+
+@pytest.mark.parametrize("saving", [[0], [1], [0, 1]])
+def test_one_rank_may_save_while_the_others_train_on(on_ranks, tmp_path, saving):
+    expected, _ = on_ranks(2, saved_by_one, str(tmp_path), [0, 1])[0]
+    results = on_ranks(2, saved_by_one, str(tmp_path), saving)
+    for rank, (saved, last) in enumerate(results):
+        assert (saved is not None) == (rank in saving)
+        if saved is not None:
+            for value, same in zip(saved, expected, strict=True):
+                np.testing.assert_array_equal(value, same)
+        for value, same in zip(last, results[0][1], strict=True):
+            np.testing.assert_array_equal(value, same)
+
+
+def asked_at_the_wrong_time():
+    import gsnr_tf
+    from gsnr_tf.comm import peers
+
+    peers._BEHIND_SECONDS = 0.2
+    model = saved_model("auto", False)
+    update(model, 0)
+    slices = model.optimizer._parts
+    if gsnr_tf.rank() == 0:
+        slices._changes.assign_add(1)  # as if it had gone on without the other
+        try:
+            whole_state(model)
+        except RuntimeError as error:
+            return str(error)
+    import time
+
+    time.sleep(1)
+
+
+def test_a_rank_that_is_behind_is_named(on_ranks):
+    message, _ = on_ranks(2, asked_at_the_wrong_time)
+    assert "Rank 1 holds a part" in message
+    assert "1 updates and loads, asked for 2" in message
 
 
 def saved_model(sharding, float16):
@@ -255,21 +372,40 @@ def test_a_checkpoint_fits_any_number_of_ranks(on_ranks, tmp_path, float16):
                         np.testing.assert_allclose(value, expected, rtol=2e-5, atol=2e-6)
 
 
-def loaded_by_one():
+def trained():
+    """All that a checkpoint would hold after two updates."""
+    model = saved_model("slices", False)
+    for seed in range(2):
+        update(model, seed)
+    return whole_state(model)
+
+
+def loaded_by_one(saved, root):
+    """The state of all ranks once training begins, rank 0 alone having loaded it."""
     import gsnr_tf
 
     model = saved_model("slices", False)
     if gsnr_tf.rank() == 0:
-        model.optimizer.iterations.assign(5)
-    callback = gsnr_tf.callbacks.BroadcastGlobalVariablesCallback()
+        model.set_weights(saved[:4])
+        store = {str(index): value for index, value in enumerate(saved[4:])}
+        model.optimizer.load_own_variables(store)
+    callback = gsnr_tf.callbacks.BroadcastGlobalVariablesCallback(root_rank=root)
     callback.set_model(model)
     try:
         callback.on_train_begin()
     except ValueError as error:
         return str(error)
+    return whole_state(model)
 
 
-def test_a_checkpoint_that_only_one_rank_loaded_is_refused_by_all(on_ranks):
-    for message in on_ranks(2, loaded_by_one):
-        assert "every rank must load" in message
-        assert "[5, 0]" in message
+def test_what_one_rank_has_loaded_all_have_when_training_begins(on_ranks):
+    saved, _ = on_ranks(2, trained)
+    for state in on_ranks(2, loaded_by_one, saved, 0):
+        for value, expected in zip(state, saved, strict=True):
+            np.testing.assert_array_equal(value, expected)
+
+
+def test_the_state_of_a_rank_that_has_not_loaded_is_given_to_all(on_ranks):
+    saved, _ = on_ranks(2, trained)
+    for state in on_ranks(2, loaded_by_one, saved, 1):
+        assert not any(np.any(value) for value in state[-14:-2])

@@ -35,7 +35,13 @@ def variable():
             "Only one of .* can be set. Received: clipnorm=1.0, clipvalue=2.0",
         ),
         ({"learning_rate": 1}, "should be float, .* Received instead: learning_rate=1"),
-        ({"sharding": "auto"}, "must be 'none' or 'slices'. Received: sharding='auto'"),
+        ({"sharding": "zero"}, r"sharding must be one of \('auto', .*Received: 'zero'"),
+            ({"sample": "rank"}, "sample must be one of .*Received: 'rank'"),
+            ({"bucket_bytes": 0}, "bucket_bytes must be positive. Received: 0"),
+            (
+                {"communication_dtype": "int8"},
+                "communication_dtype must be one of .*Received: 'int8'",
+            ),
         ({"gama": 0.1}, r"not recognized: \{'gama': 0.1\}"),
         ({"gradient_accumulation_steps": 1}, "integer >= 2. Received: .*=1"),
         (

@@ -1,35 +1,72 @@
-"""The flat vector of blocks that all variables share."""
+"""The buckets that all variables are divided into."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gsnr_tf.sharding.layout import BLOCK, FlatLayout
+from gsnr_tf.sharding.layout import BLOCK, Layout
 
 SHAPES = [(5, 3), (), (BLOCK,), (300, 2), (3,), (0, 4)]
+EACH = range(len(SHAPES))
 
 
-@pytest.mark.parametrize("missing", [[], [1], [0, 3, 5], list(range(len(SHAPES)))])
-def test_any_range_is_a_part_of_the_whole(missing):
+def layout_of(shapes, bucket_bytes):
+    return Layout([tf.Variable(tf.ones(shape)) for shape in shapes], bucket_bytes)
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 600, 10**6])
+@pytest.mark.parametrize("missing", [[], [1], [0, 3, 5], list(EACH)])
+def test_any_range_is_a_part_of_the_whole(bucket_bytes, missing):
     rng = np.random.default_rng(0)
     values = [tf.constant(rng.normal(size=shape)) for shape in SHAPES]
-    layout = FlatLayout([tf.Variable(value) for value in values])
+    layout = Layout([tf.Variable(value) for value in values], bucket_bytes)
     given = [None if i in missing else value for i, value in enumerate(values)]
-    flat = layout.pack(given).numpy()
-    assert flat.shape == (layout.size,) == (len(layout.owner) * BLOCK,)
-    for index, (found, value) in enumerate(zip(layout.unpack(flat), values)):
+    vectors = [vector.numpy() for vector in layout.pack(given)]
+    for index, (found, value) in enumerate(zip(layout.unpack(vectors), values)):
         np.testing.assert_array_equal(found, value * (index not in missing))
-    for start in range(0, layout.size + 1, BLOCK // 2):
-        for stop in range(start, layout.size + 1, BLOCK // 2):
-            part = layout.pack_range(given, start, stop)
-            np.testing.assert_array_equal(part, flat[start:stop])
+    for bucket, vector in zip(layout.buckets, vectors):
+        assert vector.shape == (bucket.size,)
+        for start in range(0, bucket.size + 1, BLOCK // 2):
+            for stop in range(start, bucket.size + 1, BLOCK // 2):
+                part = bucket.pack_range(bucket.pick(given), start, stop)
+                np.testing.assert_array_equal(part, vector[start:stop])
 
 
 def test_a_block_belongs_to_one_variable():
-    layout = FlatLayout([tf.Variable(tf.ones(shape)) for shape in SHAPES])
-    assert layout.dtype == tf.float32
-    for index, shape in enumerate(SHAPES):
-        start, size = layout.span(index)
-        assert size == np.prod(shape)
-        owners = set(layout.owner[start // BLOCK : -(-(start + size) // BLOCK)])
-        assert owners <= {index}
+    (bucket,) = layout_of(SHAPES, 10**6).buckets
+    for place, index in enumerate(bucket.indices):
+        start, size = bucket.span(place)
+        assert size == np.prod(SHAPES[index])
+        owners = set(bucket.owner[start // BLOCK : -(-(start + size) // BLOCK)])
+        assert owners <= {place}
+
+
+@given(
+    st.lists(st.integers(0, 400), min_size=1, max_size=12), st.integers(1, 200)
+)
+def test_every_variable_is_in_one_bucket_and_large_ones_travel_alone(sizes, full):
+    layout = layout_of([(size,) for size in sizes], 4 * full)
+    inside = [index for bucket in layout.buckets for index in bucket.indices]
+    assert sorted(inside) == list(range(len(sizes)))
+    for bucket in layout.buckets:
+        if any(sizes[index] >= full for index in bucket.indices):
+            assert bucket.alone
+            assert bucket.size == sizes[bucket.indices[0]]
+        # Backward yields the gradients of the last layers first.
+        assert bucket.indices == sorted(bucket.indices, reverse=True)
+    for index, (number, place) in enumerate(layout.places):
+        assert layout.buckets[number].indices[place] == index
+
+
+def test_statistics_are_never_kept_in_less_than_float32():
+    assert Layout([tf.Variable(tf.ones([2], tf.bfloat16))]).dtype == tf.float32
+    mixed = Layout([tf.Variable(tf.ones([2], t)) for t in (tf.float32, tf.float64)])
+    assert mixed.dtype == tf.float64
+    assert mixed.buckets[0].weights_dtype == tf.float64
+
+
+def test_weights_travel_in_their_own_dtype_where_they_share_one():
+    layout = Layout([tf.Variable(tf.ones([2], tf.bfloat16)) for _ in range(2)])
+    assert layout.buckets[0].weights_dtype == tf.bfloat16

@@ -1,0 +1,239 @@
+"""Records what the optimizer sees."""
+
+import datetime
+import math
+import numbers
+import time
+
+import keras
+import tensorflow as tf
+
+import gsnr_tf
+from gsnr_tf import comm
+from gsnr_tf.monitor.measures import Measures
+from gsnr_tf.monitor.run import Run, write_info
+from gsnr_tf.monitor.sinks import Sinks
+from gsnr_tf.optimizers.exclusions import path_of
+from gsnr_tf.optimizers.gsnr import GSNROptimizer
+
+
+class GSNRMonitor(keras.callbacks.Callback):
+    """Records GSNR, noise scale, norms, speed and metrics while `fit` trains.
+
+    What is recorded, and under which names: gsnr_tf/monitor/README.md. It goes into
+    `log_dir` as JSON lines, CSV and for TensorBoard; `gsnr-tf report log_dir` makes a
+    page of it. The step of everything is the number of examples that all workers have
+    trained on. A run that is killed leaves readable files, and one that is resumed with
+    the optimizer's state goes on in them.
+
+    All ranks must have this callback; rank 0 writes. Weights are the same, to the bit,
+    with it and without it.
+
+    Args:
+        log_dir: Directory of this run alone.
+        every: Int, updates from record to record. Defaults to 10.
+        batch_size: Int, examples that all workers together bring to one call of the
+            train step. By default Keras' loss metric is asked, which knows unless the
+            model has a `train_step` of its own.
+
+    Raises:
+        ValueError: An argument is out of range, or the batch size is not to be known.
+        TypeError: The model's optimizer is not of the GSNR family.
+    """
+
+    def __init__(self, log_dir, every=10, batch_size=None):
+        super().__init__()
+        for name, value in (("every", every), ("batch_size", batch_size or 1)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
+        self.log_dir = log_dir
+        self.every = every
+        self.batch_size = batch_size
+        self._sinks = None
+
+    def set_model(self, model):
+        super().set_model(model)
+        self._optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        if not isinstance(self._optimizer, GSNROptimizer):
+            raise TypeError(
+                "GSNRMonitor records what a GSNR optimizer measures. Received: "
+                f"{type(self._optimizer).__name__}. With gamma=1 a GSNR optimizer is "
+                "its base optimizer, and measures all the same."
+            )
+        self._optimizer.watch(self.every)
+        # A train step traced before now records nothing.
+        model.train_function = None
+
+    # ---- the course of a training -----------------------------------------------
+
+    def on_train_begin(self, logs=None):
+        self._writes = comm.rank() == 0
+        if not self._writes:
+            return
+        self._close()
+        self._measures = None
+        self._epoch, self._counted, self._call = 0, 0.0, 0.0
+        self._timed_examples = self._seconds = 0.0
+        self._warm = False
+        self._recorded = self._updates = int(self._optimizer.iterations)
+        self._examples = self._examples_before(self._updates)
+        self._sinks = Sinks(self.log_dir)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._writes:
+            self._epoch, self._counted = epoch + 1, 0.0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._began = time.time()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not self._writes:
+            return
+        seconds = time.time() - self._began
+        self._count()
+        if self._warm:  # the first call is traced
+            self._timed_examples += self._call
+            self._seconds += seconds
+        self._warm = True
+        if self._optimizer.watched_update() > self._recorded:
+            self._record(logs or {})
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self._writes:
+            return
+        logs = {k: v for k, v in (logs or {}).items() if isinstance(v, numbers.Number)}
+        events = []
+        for name, value in logs.items():
+            if name.startswith("val_"):
+                events.append((f"validation/{name[4:]}", value))
+                if name[4:] in logs:
+                    events.append((f"gap/{name[4:]}", logs[name[4:]] - value))
+            else:
+                events.append((f"train/{name}", value))
+        self._write(events)
+
+    def on_train_end(self, logs=None):
+        if self._writes:
+            self._close()
+
+    # ---- examples ----------------------------------------------------------------
+
+    def _examples_before(self, updates):
+        """Examples that a resumed training has seen, or `None`: not known yet."""
+        if not updates:
+            return 0.0
+        try:
+            run = Run(self.log_dir)
+        except FileNotFoundError:
+            return None
+        steps, counts = run.series("progress/updates")
+        before = counts <= updates
+        if not before.any():
+            return None
+        _, batches = run.series("batch/examples")
+        more = updates - counts[before][-1]
+        return float(steps[before][-1] + more * batches[before][-1])
+
+    def _count(self):
+        """Adds the examples of the last call."""
+        if self.batch_size:
+            self._call = float(self.batch_size)
+        else:
+            count = self._examples_of_epoch() * comm.size()
+            # Whoever evaluates within an epoch starts the metric again.
+            self._call = count - (self._counted if count >= self._counted else 0.0)
+            self._counted = count
+        if self._examples is None:  # resumed without a record
+            self._examples = self._updates * self._batch()
+        self._examples += self._call
+
+    def _examples_of_epoch(self):
+        for metric in self.model.metrics:
+            if metric.name == "loss" and hasattr(metric, "count"):
+                return float(keras.ops.convert_to_numpy(metric.count))
+        raise ValueError(
+            "GSNRMonitor cannot see how many examples a step has: the model has no "
+            "loss metric of Keras. Received: batch_size=None; pass the examples that "
+            "all workers together bring to one call of the train step."
+        )
+
+    def _batch(self):
+        """Examples of an update, over all workers."""
+        return self._call * int(self._optimizer.accumulation_steps)
+
+    # ---- writing -----------------------------------------------------------------
+
+    def _record(self, logs):
+        update, summary, times = self._optimizer.watched()
+        optimizer = self._optimizer
+        if self._measures is None:
+            self._measures = self._begin_measures()
+        samples = int(optimizer.samples)
+        self._recorded = update
+        events = [
+            *((f"train/{name}", value) for name, value in logs.items()),
+            ("progress/updates", update),
+            ("progress/skipped", int(optimizer.skipped_steps)),
+            ("progress/epoch", self._epoch),
+            ("batch/examples", self._batch()),
+            ("batch/samples", samples),
+            ("batch/accumulation", int(optimizer.accumulation_steps)),
+            ("batch/learning_rate", optimizer.learning_rate),
+            *self._measures.of(summary, samples, self._batch()),
+        ]
+        if self._seconds:
+            speed = self._timed_examples / self._seconds
+            events.append(("speed/examples_per_second", speed))
+        self._timed_examples = self._seconds = 0.0
+        reduce_begins, reduced, updated = times
+        if self.model.steps_per_execution == 1:
+            events.append(("time/backward", reduce_begins - self._began))
+        events += [
+            ("time/communication", reduced - reduce_begins),
+            ("time/update", updated - reduced),
+        ]
+        self._write(
+            [
+                (name, value)
+                for name, value in events
+                # Within XLA there is no clock.
+                if not (name.startswith("time/") and math.isnan(value))
+            ]
+        )
+
+    def _write(self, events):
+        self._sinks.write_events([(n, v, self._examples or 0) for n, v in events])
+
+    def _begin_measures(self):
+        """Writes what is run, and begins its measures."""
+        optimizer = self._optimizer
+        variables = optimizer._trainable_variables
+        write_info(
+            self.log_dir,
+            {
+                "model": self.model.name,
+                "optimizer": type(optimizer).__name__,
+                "arguments": optimizer.get_config(),
+                "variables": [
+                    {"path": path_of(v), "shape": list(v.shape)} for v in variables
+                ],
+                "workers": optimizer.workers,
+                "every": self.every,
+                "started": datetime.datetime.now()
+                .astimezone()
+                .isoformat("T", "seconds"),
+                "versions": {
+                    "gsnr_tf": gsnr_tf.__version__,
+                    "keras": keras.__version__,
+                    "tensorflow": tf.__version__,
+                },
+            },
+        )
+        sizes = [math.prod(v.shape) for v in variables]
+        paths = [path_of(v) for v in variables]
+        return Measures(paths, sizes, optimizer.gamma, optimizer.ceiling)
+
+    def _close(self):
+        if self._sinks is not None:
+            self._sinks.close()
+            self._sinks = None

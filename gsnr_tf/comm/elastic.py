@@ -1,0 +1,89 @@
+"""Horovod jobs whose ranks come and go."""
+
+import contextlib
+import os
+
+import tensorflow as tf
+
+from gsnr_tf.comm import horovod
+from gsnr_tf.comm.peers import PeerLost
+
+
+def launched():
+    """Whether horovodrun started this process in an elastic job."""
+    return os.environ.get("HOROVOD_ELASTIC") == "1"
+
+
+def run(train, state):
+    """Calls `train()` until it returns, beginning anew whenever ranks come or go.
+
+    Args:
+        train: Function without arguments.
+        state: Has `sync()`, called on all ranks that there are before each `train()`;
+            `restore()`, called before that where ranks were lost; and gets an
+            attribute `check_hosts`, to be called by `train` on all ranks together
+            where it may be interrupted because hosts have come or gone.
+
+    Returns:
+        What `train()` returned.
+    """
+    from horovod.common.elastic import State, run_fn
+    from horovod.common.exceptions import HostsUpdatedInterrupt
+
+    hvd = horovod.load()
+
+    class Member(State):
+        sync = staticmethod(state.sync)
+        restore = staticmethod(state.restore)
+
+    def restart():
+        horovod.set_together(False)
+        hvd.shutdown()
+        hvd.init()
+
+    def body(member):
+        try:
+            with failures():
+                return train()
+        except HostsUpdatedInterrupt as interrupt:
+            # Where ranks only leave, Horovod would skip `sync`. But for another number
+            # of ranks everything has to be arranged anew.
+            raise HostsUpdatedInterrupt(skip_sync=False) from interrupt
+
+    member = Member(hvd.broadcast_object, hvd.rank)
+    state.check_hosts = member.check_host_updates
+    return run_fn(body, restart)(member)
+
+
+@contextlib.contextmanager
+def failures():
+    """Turns TensorFlow's errors of lost ranks into Horovod's, at which it restarts."""
+    from horovod.common.exceptions import HorovodInternalError
+
+    try:
+        yield
+    except (tf.errors.UnknownError, tf.errors.AbortedError) as error:
+        if "Horovod" not in str(error):
+            raise
+        raise HorovodInternalError(str(error)) from error
+    except PeerLost as error:
+        raise HorovodInternalError(str(error)) from error
+
+
+def from_first(values):
+    """The list of arrays of rank 0, on all ranks, where they have the same shapes."""
+    hvd = horovod.load()
+    received = []
+    for index, value in enumerate(values):
+        # Horovod's bfloat16 does not run on CPUs.
+        wire = "float32" if value.dtype.name == "bfloat16" else value.dtype
+        sent = hvd.broadcast(
+            tf.constant(value.astype(wire)), 0, f"gsnr.elastic.{index}"
+        )
+        received.append(sent.numpy().astype(value.dtype))
+    return received
+
+
+def object_from_first(value):
+    """The picklable object of rank 0, on all ranks."""
+    return horovod.load().broadcast_object(value, 0, name="gsnr.elastic.object")

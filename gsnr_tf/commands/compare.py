@@ -1,0 +1,115 @@
+"""Compares base optimizers with GSNR, each tuned alike, on a task of yours or ours.
+
+Every contender at every batch size searches for its learning rate by the same rule with
+the same number of trials. The two best rates then run with several seeds; the
+validation split chooses between them, and what was chosen is scored on the test split.
+A study that was interrupted goes on where it was when the same command is given again.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+HELP = "base against GSNR, each tuned alike, on a task"
+
+
+# fmt: off
+def add_arguments(parser):
+    add = parser.add_argument
+    add("task", metavar="TASK", help="task.py or task.py:Class, a gsnr_tf.compare.Task")
+    add("--batch", type=_numbers, metavar="N,N", required=True,
+        help="examples an update")
+    add("--optimizers", type=_words, metavar="NAME,NAME", default=("lamb", "adam"),
+        help="of adam, lamb, momentum, lars (default: lamb,adam)")
+    add("--gsnr", action="append", metavar="FORM",
+        help="a form of GSNR, such as 'ceiling=10,second_moment=raw' or 'k=16'; may be "
+        "repeated (default: 'ceiling=1')")
+    add("--samples", type=int, metavar="K", default=8,
+        help="gradient samples an update, over all ranks (default: 8)")
+    add("--np", type=int, metavar="N", default=1,
+        help="ranks that train together (default: 1)")
+    add("--trials", type=int, metavar="N", default=7,
+        help="learning rates each contender may try at each batch (default: 7)")
+    add("--seeds", type=int, metavar="N", default=3,
+        help="runs at each of the two best rates (default: 3)")
+    add("--epochs", type=float, metavar="N", help="instead of the task's own")
+    add("--target", type=float, metavar="SCORE", help="instead of the task's own")
+    add("--size", default="default", help="one of the task's sizes")
+    add("--jobs", type=int, metavar="N", help="runs at a time (default: cores / np)")
+    add("--out", type=Path, metavar="DIR",
+        help="run folder (default: runs/compare/TASK)")
+# fmt: on
+
+
+def _numbers(text):
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = (0,)
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list such as 1000,4000")
+    return numbers
+
+
+def _words(text):
+    return tuple(filter(None, (word.strip() for word in text.split(","))))
+
+
+def run(args):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        return _compare(args)
+    except ImportError as error:
+        if error.name not in ("optuna", "matplotlib"):
+            raise
+        raise SystemExit(
+            f"gsnr-tf compare needs {error.name}: pip install 'gsnr_tf[study]'"
+        ) from None
+
+
+def _compare(args):
+    from rich.console import Console
+
+    from gsnr_tf.compare.progress import StudyProgress
+    from gsnr_tf.compare.report import finish, plan
+    from gsnr_tf.compare.settings import Settings, check
+    from gsnr_tf.compare.study import Study
+    from gsnr_tf.compare.task import checked, load_task
+    from gsnr_tf.compare.workers import WorkerFailed
+
+    console = Console()
+    settings = Settings(
+        task=args.task,
+        size=args.size,
+        epochs=args.epochs,
+        target=args.target,
+        batches=args.batch,
+        optimizers=args.optimizers,
+        forms=tuple(args.gsnr or ["ceiling=1"]),
+        samples=args.samples,
+        ranks=args.np,
+        trials=args.trials,
+        seeds=args.seeds,
+    )
+    name = args.task.rpartition("/")[2].replace(".py", "").replace(":", "-")
+    folder = args.out or Path("runs/compare") / name
+    jobs = args.jobs or max(1, (os.cpu_count() or 1) // args.np)
+    try:
+        task = settings.apply_to(load_task(args.task, args.size))
+        check(settings, task, checked(task.load()))
+        study = Study(settings, folder, task)
+    except ValueError as error:
+        console.print(f"gsnr-tf compare: {error}", style="red", highlight=False)
+        return 2
+    plan(study, jobs, console)
+    try:
+        with StudyProgress(study, console) as progress:
+            study.run(jobs, progress)
+    except KeyboardInterrupt:
+        console.print("Interrupted. The same command goes on from here.")
+        return 130
+    except WorkerFailed as error:
+        console.print(str(error), style="red", highlight=False, markup=False)
+        return 1
+    finish(study, task, console)
+    return 0

@@ -1,0 +1,148 @@
+"""Who is compared: the base optimizer, the control, and the forms of GSNR."""
+
+import inspect
+from dataclasses import dataclass
+
+import keras
+
+from gsnr_tf.optimizers import (
+    GSNRSGD,
+    DistributedOptimizer,
+    GSNRAdam,
+    GSNRLamb,
+    GSNRLars,
+)
+from gsnr_tf.optimizers.gsnr import GSNROptimizer
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An update rule: Keras' optimizer, ours, what both are given, and a usual rate."""
+
+    base: type
+    gsnr: type
+    arguments: dict
+    learning_rate: float
+
+
+RULES = {
+    "adam": Rule(keras.optimizers.Adam, GSNRAdam, {}, 0.003),
+    "lamb": Rule(keras.optimizers.Lamb, GSNRLamb, {}, 0.01),
+    "momentum": Rule(keras.optimizers.SGD, GSNRSGD, {"momentum": 0.9}, 0.1),
+    # Keras has no LARS: the control is what the forms are compared with.
+    "lars": Rule(None, GSNRLars, {}, 3.0),
+}
+
+SWITCHED_OFF = (("ceiling", 1.0), ("gamma", 1.0))
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One form of one rule.
+
+    Attributes:
+        rule: A key of `RULES`.
+        kind: "base", "control" or "gsnr".
+        samples: k, how many samples of the gradient an update has.
+        arguments: Pairs of an argument of the GSNR optimizer and its value.
+        own_samples: Whether its k is its own, and so part of its name.
+    """
+
+    rule: str
+    kind: str
+    samples: int
+    arguments: tuple = ()
+    own_samples: bool = False
+
+    @property
+    def label(self):
+        """What people call it, such as "GSNR ceiling=10"."""
+        if self.kind != "gsnr":
+            return self.kind
+        words = [f"{name}={_plain(value)}" for name, value in self.arguments]
+        if self.own_samples:
+            words.append(f"k={self.samples}")
+        return " ".join(["GSNR", *words])
+
+    def optimizer(self, learning_rate, accumulation_steps):
+        """A new optimizer for all ranks."""
+        rule = RULES[self.rule]
+        steps = accumulation_steps if accumulation_steps > 1 else None
+        common = {**rule.arguments, "gradient_accumulation_steps": steps}
+        if self.kind == "base":
+            return DistributedOptimizer(rule.base(learning_rate, **common))
+        return rule.gsnr(learning_rate, **common, **dict(self.arguments))
+
+
+def parse_form(text):
+    """Reads "ceiling=10,second_moment=raw,k=16".
+
+    Returns:
+        A dict; numbers are floats, `k` is an int.
+
+    Raises:
+        ValueError: Something is not `name=value`.
+    """
+    form = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
+            raise ValueError(
+                "A form of GSNR reads name=value,name=value, such as "
+                f"'ceiling=10,second_moment=raw'. Received: {text!r}"
+            )
+        form[name] = _number(value)
+    if "k" in form:
+        form["k"] = int(form["k"])
+    return form
+
+
+def contenders_of(rule, forms, samples):
+    """Base (where Keras has one), control, and each form that the rule knows.
+
+    Args:
+        rule: A key of `RULES`.
+        forms: List of dicts as `parse_form` gives them. One that names an argument
+            which another rule has and this one has not is left out.
+        samples: k of all that do not say.
+
+    Raises:
+        ValueError: A form names an argument that no rule has, or a value out of range.
+    """
+    if rule not in RULES:
+        raise ValueError(f"The optimizers are {', '.join(RULES)}. Received: {rule!r}")
+    chosen = [Contender(rule, "base", samples)] if RULES[rule].base else []
+    chosen.append(Contender(rule, "control", samples, SWITCHED_OFF))
+    everyone = set().union(*map(_arguments, RULES))
+    for form in forms:
+        arguments = {name: value for name, value in form.items() if name != "k"}
+        unknown = arguments.keys() - everyone
+        if unknown:
+            raise ValueError(
+                f"No GSNR optimizer has the argument {min(unknown)!r}. Received: {form}"
+            )
+        if arguments.keys() <= _arguments(rule):
+            pairs, k = tuple(sorted(arguments.items())), form.get("k", samples)
+            chosen.append(Contender(rule, "gsnr", k, pairs, "k" in form))
+    for contender in chosen:
+        contender.optimizer(0.1, max(2, contender.samples))  # raises what it refuses
+    return list(dict.fromkeys(chosen))
+
+
+def _arguments(rule):
+    """What a form may say about a rule."""
+    of_rule = inspect.signature(RULES[rule].gsnr.__init__).parameters
+    of_family = inspect.signature(GSNROptimizer.__init__).parameters
+    not_a_form = {"self", "learning_rate", "kwargs", "keras_arguments", "communicator"}
+    return {*of_rule, *of_family} - not_a_form
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _plain(value):
+    return f"{value:g}" if isinstance(value, float) else value

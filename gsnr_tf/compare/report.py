@@ -1,0 +1,188 @@
+"""What a study tells: in the terminal, and in a file that needs nothing else."""
+
+import base64
+import html
+import io
+from statistics import median
+
+import rich.box
+from rich.table import Table
+
+from gsnr_tf.compare import plots, summary
+from gsnr_tf.compare.study import FINALISTS
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
+       padding: 0 1rem; color: #111; background: #fff; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ccc; }
+th { border-bottom: 2px solid #111; } td.left, th.left { text-align: left; }
+tr.first td { border-top: 2px solid #888; } td:nth-child(n+3) { white-space: nowrap; }
+img { max-width: 100%; height: auto; } li { margin: .3rem 0; }
+@media print { h2 { break-before: page; } img, table { break-inside: avoid; } }
+"""
+
+
+def how(study, task):
+    """Sentences: what was compared, and that everyone was treated alike."""
+    s = study.settings
+    starts = {cell.contender.rule: study.start_of(cell) for cell in study.cells}
+    ranks = f" on {s.ranks} ranks" if s.ranks > 1 else ""
+    yield (
+        f"{s.task}, size {s.size}: {task.epochs:g} epochs for every run. Updates by "
+        f"k = {s.samples} gradient samples{ranks} where a form does not say otherwise, "
+        "base and control included; warm-up over a tenth of the updates, then a cosine "
+        "to 0."
+    )
+    yield (
+        f"Tuned alike: at each batch every contender tried {s.trials} learning rates "
+        "with one seed, all by the same search from the same start ("
+        + ", ".join(f"{rule} {start:g}" for rule, start in starts.items())
+        + "): a factor of 4 to either side, onward while the best lay at the end, then "
+        f"between the best and its neighbours. The best {FINALISTS} ran with {s.seeds} "
+        "other seeds, and the better mean score on the validation split chose."
+    )
+    yield (
+        "Scored: those seeds at the chosen rate, on the test split, which nothing was "
+        "chosen by. ± is the standard deviation over seeds. Beyond the spread: two means "
+        "differ by more than both standard deviations together. Of many comparisons "
+        "some will pass that by chance."
+    )
+    if task.target is not None:
+        yield (
+            f"Target: a validation {task.metric} of {task.target:g}. Medians over seeds; "
+            "a run that misses it counts as infinite."
+        )
+
+
+def plan(study, jobs, console):
+    """Says what will be done, before it is."""
+    left = sum(study.runs_left(cell) for cell in study.cells)
+    each = study.settings.trials + FINALISTS * study.settings.seeds
+    console.print(
+        f"{len(study.cells)} contenders and batches, {study.settings.trials} trials "
+        f"and {FINALISTS} x {study.settings.seeds} final runs each: {left} of "
+        f"{each * len(study.cells)} runs to do, {jobs} at a time, "
+        f"in {study.folder}",
+        highlight=False,
+    )
+
+
+def finish(study, task, console):
+    """Prints tables and sentences and writes `report.html` and its pictures."""
+    found = summary.outcomes(study.rows(), task)
+    for optimizer in dict.fromkeys(o.optimizer for o in found):
+        console.print(_terminal_table(found, optimizer, task))
+    for line in sentences(found):
+        console.print(f"• {line}", highlight=False)
+    file = study.folder / "report.html"
+    file.write_text(page(study, task, found), encoding="utf-8")
+    console.print(f"\nsaved {file}", highlight=False)
+
+
+def sentences(found):
+    """Everything that may be said, the most important first."""
+    yield from summary.verdicts(found)
+    yield from summary.tallies(found)
+    yield from summary.reaches(found)
+    yield from summary.cautions(found)
+
+
+COLUMNS = ("batch", "contender", "rate", "test", "gap", "updates", "seconds")
+
+
+def _cells(outcome):
+    """The numbers of an outcome, as text, for both kinds of table."""
+    edge = "!" if outcome.on_the_edge else ""
+    return [
+        f"{outcome.batch:,}",
+        outcome.contender,
+        f"{outcome.learning_rate:.3g}{edge}",
+        summary.with_spread(outcome.scores),
+        summary.with_spread(outcome.gaps),
+        summary.reached(outcome.median_to_target("update")),
+        summary.reached(outcome.median_to_target("seconds"), "{:.1f}"),
+    ]
+
+
+def _terminal_table(found, optimizer, task):
+    table = Table(
+        title=f"{optimizer}, {task.metric} (! rate at the edge)",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+    )
+    for name in COLUMNS:
+        left = name == "contender"
+        table.add_column(
+            name, justify="left" if left else "right", no_wrap=not left, max_width=17
+        )
+    last = None
+    for outcome in (o for o in found if o.optimizer == optimizer):
+        if last not in (None, outcome.batch):
+            table.add_section()
+        batch, contender, rate, test, gap, *target = _cells(outcome)
+        gap = gap.split(" ")[0]
+        table.add_row(
+            "" if last == outcome.batch else batch, contender, rate, test, gap, *target
+        )
+        last = outcome.batch
+    return table
+
+
+def page(study, task, found):
+    """The report as HTML, pictures included."""
+    title = f"Base and GSNR on {type(task).__name__}"
+    body = [f"<h1>{html.escape(title)}</h1>", _list(sentences(found))]
+    body += ["<h2>How it was compared</h2>", _list(how(study, task))]
+    for optimizer in dict.fromkeys(o.optimizer for o in found):
+        body += [f"<h2>{optimizer}</h2>", _html_table(found, optimizer, task)]
+        for name, draw in (("results", plots.results), ("rates", plots.rates)):
+            figure = draw(found, optimizer, task.metric)
+            file = study.folder / f"{name}-{optimizer}.png"
+            body.append(
+                _picture(figure, file, f"{optimizer}: {name}, numbers in the table")
+            )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body>{chr(10).join(body)}</body></html>\n"
+    )
+
+
+def _list(lines):
+    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def _html_table(found, optimizer, task):
+    heads = [
+        "batch", "contender", "k", "learning rate", f"test {task.metric}",
+        "train-test gap", "updates to target", "seconds to target", "seconds a run",
+    ]  # fmt: skip
+    rows, last = [], None
+    for outcome in (o for o in found if o.optimizer == optimizer):
+        batch, contender, *rest = _cells(outcome)
+        cells = [batch, contender, str(outcome.samples), *rest]
+        cells.append(f"{median(run['seconds'] for run in outcome.runs):.1f}")
+        first = ' class="first"' if last != outcome.batch else ""
+        rows.append(f"<tr{first}>{_tags('td', cells)}</tr>")
+        last = outcome.batch
+    return f"<table><tr>{_tags('th', heads)}</tr>{''.join(rows)}</table>"
+
+
+def _tags(tag, cells):
+    def one(index, cell):
+        left = ' class="left"' if index == 1 else ""
+        return f"<{tag}{left}>{html.escape(cell)}</{tag}>"
+
+    return "".join(one(index, cell) for index, cell in enumerate(cells))
+
+
+def _picture(figure, file, words):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130, format="png")
+    plots.plt.close(figure)
+    file.write_bytes(buffer.getvalue())
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<p><img alt="{html.escape(words)}" src="data:image/png;base64,{data}"></p>'

@@ -1,0 +1,139 @@
+"""What a study is asked to do, and whether it can."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+from gsnr_tf.compare.contenders import RULES, Contender, contenders_of, parse_form
+from gsnr_tf.compare.training import updates_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `gsnr-tf compare` was told. JSON can hold all of it.
+
+    Attributes:
+        task: "file.py" or "file.py:Class".
+        size: One of the task's sizes.
+        epochs: Number, or `None` for the task's own.
+        target: Number, or `None` for the task's own.
+        batches: Tuple of ints.
+        optimizers: Tuple of keys of `contenders.RULES`.
+        forms: Tuple of the forms of GSNR, as text.
+        samples: Int, k of all that do not say.
+        ranks: Int, processes that train together.
+        trials: Int, learning rates that each contender may try at each batch.
+        seeds: Int, runs at each of the best rates.
+    """
+
+    task: str
+    batches: tuple
+    optimizers: tuple
+    forms: tuple
+    size: str = "default"
+    epochs: float | None = None
+    target: float | None = None
+    samples: int = 8
+    ranks: int = 1
+    trials: int = 7
+    seeds: int = 3
+
+    def apply_to(self, task):
+        """Gives a task the epochs and the target of this study."""
+        if self.epochs is not None:
+            task.epochs = self.epochs
+        if self.target is not None:
+            task.target = self.target
+        return task
+
+    def cells(self):
+        """Every contender at every batch, the list of `Cell` to work on."""
+        forms = [parse_form(form) for form in self.forms]
+        return [
+            Cell(contender, batch)
+            for rule, batch in itertools.product(self.optimizers, self.batches)
+            for contender in contenders_of(rule, forms, self.samples)
+        ]
+
+    def write(self, folder):
+        """Saves them in a run folder, or makes sure that the same are there.
+
+        Raises:
+            ValueError: The folder holds another study.
+        """
+        file = folder / "study.json"
+        mine = json.loads(json.dumps(dataclasses.asdict(self)))
+        if file.exists():
+            theirs = json.loads(file.read_text())
+            differing = [name for name in mine if mine[name] != theirs.get(name)]
+            if differing:
+                raise ValueError(
+                    f"{folder} holds another study: "
+                    + "; ".join(
+                        f"{name} is {theirs.get(name)} there and {mine[name]} here"
+                        for name in differing
+                    )
+                    + ". Name another folder with --out, or ask for the same."
+                )
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".new")
+        aside.write_text(json.dumps(mine, indent=1) + "\n")
+        aside.rename(file)
+
+    @classmethod
+    def read(cls, folder):
+        """The settings of a run folder."""
+        values = json.loads((Path(folder) / "study.json").read_text())
+        tuples = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+        return cls(**{**values, **tuples})
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One contender at one batch size: what a learning rate is searched for."""
+
+    contender: Contender
+    batch: int
+
+    @property
+    def name(self):
+        """Unique within a study."""
+        k = self.contender.samples
+        return f"{self.contender.rule} {self.batch} {self.contender.label} k={k}"
+
+
+def check(settings, task, data):
+    """Raises ValueError where the settings do not fit the task."""
+    counts = ("samples", "ranks", "trials", "seeds")
+    for name in counts:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} starts at 1. Received: {getattr(settings, name)}")
+    if settings.trials < 3:
+        raise ValueError(
+            f"A search needs three trials or more. Received: trials={settings.trials}"
+        )
+    for rule in settings.optimizers:
+        if rule not in RULES:
+            raise ValueError(
+                f"The optimizers are {', '.join(RULES)}. Received: {rule!r}"
+            )
+    for cell in settings.cells():
+        k = cell.contender.samples
+        if k < 2 or k % settings.ranks:
+            raise ValueError(
+                "k, the samples of an update, must be 2 or more and a multiple of the "
+                f"ranks ({settings.ranks}). Received: k={k}"
+            )
+        if cell.batch % k:
+            near = max(k, round(cell.batch / k) * k)
+            raise ValueError(
+                f"A batch must be a multiple of its {k} samples. Received: "
+                f"{cell.batch}. Near it: {near}."
+            )
+        if updates_of(task, data.train.rows, cell.batch) < 1:
+            raise ValueError(
+                f"{task.epochs:g} epochs of {data.train.rows:,} examples hold no batch "
+                f"of {cell.batch:,}. Take a smaller batch or more epochs."
+            )

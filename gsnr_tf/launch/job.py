@@ -1,0 +1,236 @@
+"""Starts ranks by horovodrun, and sees to it that all of them end."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from gsnr_tf.launch import check, hosts, supervise
+from gsnr_tf.launch.hosts import CannotStart
+from gsnr_tf.launch.output import Output
+
+_PATIENCE = 20.0  # seconds that horovodrun has to end its ranks
+
+
+@dataclasses.dataclass(kw_only=True)
+class Job:
+    """What to run, and where.
+
+    Attributes:
+        command: List of strings, what follows `python`: a script or `-m` and a module,
+            then its arguments.
+        ranks: Int, how many; `None` takes all slots of the hosts.
+        hosts: Dict of hosts and how many ranks each has room for; `None` is here.
+        min_ranks, max_ranks: Ints, between which an elastic job goes on.
+        discovery: Path of a program that prints the hosts there are, for elastic jobs.
+        slots: Int, ranks for hosts that the program prints without a number.
+        reset_limit: Int, how often an elastic job may change before it gives up.
+        cooldown: Two ints, seconds until a host that failed may come back.
+        ssh_port, ssh_identity: What ssh is told with -p and -i.
+        interface: Name of the network interface, where Horovod shall not search.
+        folder: Where to save each rank's output.
+        only: The one rank whose output to show.
+    """
+
+    command: list
+    ranks: int | None = None
+    hosts: dict | None = None
+    min_ranks: int | None = None
+    max_ranks: int | None = None
+    discovery: str | None = None
+    slots: int | None = None
+    reset_limit: int | None = None
+    cooldown: list | None = None
+    ssh_port: int | None = None
+    ssh_identity: str | None = None
+    interface: str | None = None
+    folder: str | None = None
+    only: int | None = None
+
+    def validate(self):
+        """Raises `CannotStart` for what cannot be; fills in `ranks`."""
+        for name in ("ranks", "min_ranks", "max_ranks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CannotStart(f"A job has 1 rank or more. Received: {name}={value}")
+        if self.discovery:
+            self._validate_elastic()
+        elif self.min_ranks or self.max_ranks:
+            raise CannotStart(
+                "An elastic job must know which hosts there are: add "
+                "--host-discovery-script. Received: a smallest or largest number of "
+                "ranks without it."
+            )
+        elif self.hosts is None and self.ranks is None:
+            raise CannotStart("How many ranks? Say --np 2, or name --hosts h1:4,h2:4.")
+        if self.hosts is not None:
+            room = sum(self.hosts.values())
+            self.ranks = self.ranks or room
+            if self.ranks > room:
+                raise CannotStart(
+                    f"{self.ranks} ranks do not fit: the hosts have room for {room}."
+                )
+        script = Path(self.command[0])
+        if self.command[0] != "-m" and not script.is_file():
+            hint = ""
+            if script.name.startswith("python"):
+                hint = " Leave python out: the ranks run by the Python of gsnr-tf."
+            raise CannotStart(f"There is no script {script} here.{hint}")
+
+    def _validate_elastic(self):
+        if self.hosts is not None:
+            raise CannotStart(
+                "An elastic job takes its hosts from the discovery script alone. "
+                "Received: --host-discovery-script and hosts."
+            )
+        self.ranks = self.ranks or self.min_ranks
+        if self.ranks is None:
+            raise CannotStart(
+                "How many ranks shall an elastic job start with? Say --np 2."
+            )
+        low, high = self.min_ranks or self.ranks, self.max_ranks or self.ranks
+        if not low <= self.ranks <= high:
+            raise CannotStart(
+                "An elastic job starts with a number from --min-np to --max-np. "
+                f"Received: --min-np {low} --np {self.ranks} --max-np {high}."
+            )
+
+    def check(self):
+        """Raises `CannotStart` where a host cannot take part."""
+        known = self.hosts
+        if self.discovery:
+            known = hosts.discover(self.discovery, self.slots)
+        paths = [supervise.__file__]
+        if self.command[0] != "-m":
+            paths.append(str(Path(self.command[0]).resolve()))
+        names = list(known) if known else ["localhost"]
+        check.check(names, paths, self.ssh_port, self.ssh_identity)
+
+    def horovodrun(self):
+        """The command that starts the ranks."""
+        # --gloo: TensorFlow is not loaded once more to ask whether there is MPI.
+        # --disable-cache: nothing in the home folder, and no outdated check.
+        made = [str(_horovodrun()), "--gloo", "--disable-cache", "-np", str(self.ranks)]
+        if self.hosts is not None:
+            made += ["-H", ",".join(f"{host}:{n}" for host, n in self.hosts.items())]
+        if self.discovery:
+            made += ["--host-discovery-script", str(Path(self.discovery).resolve())]
+            made += ["--min-np", str(self.min_ranks or self.ranks)]
+            made += ["--max-np", str(self.max_ranks or self.ranks)]
+        if self.cooldown:
+            made += ["--blacklist-cooldown-range", *map(str, self.cooldown)]
+        for option, value in {
+            "--slots-per-host": self.slots,
+            "--reset-limit": self.reset_limit,
+            "--ssh-port": self.ssh_port,
+            "--ssh-identity-file": self.ssh_identity,
+            "--network-interfaces": self.interface,
+        }.items():
+            if value is not None:
+                made += [option, str(value)]
+        return [
+            *made,
+            sys.executable,
+            supervise.__file__,
+            sys.executable,
+            *self.command,
+        ]
+
+    def run(self):
+        """Runs the job to its end; returns 0, or what the failed rank returned.
+
+        Ctrl-C and SIGTERM end all ranks. So does the end of this process, whatever
+        ends it.
+
+        Raises:
+            CannotStart: See `validate` and `check`.
+        """
+        self.validate()
+        _horovodrun()
+        self.check()
+        if self.folder:
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+        output = Output(self.max_ranks or self.ranks, self.folder, self.only)
+        with _Running(self.horovodrun()) as running:
+            for line in running.lines():
+                output.take(line)
+            code = running.wait()
+        output.close()
+        if running.received:
+            print(f"\nStopped by signal {running.received}.", file=sys.stderr)
+            return 128 + running.received
+        if code:
+            print(f"\n{output.explanation()}", end="", file=sys.stderr, flush=True)
+            failed = output.culprit()
+            return failed[1] if failed else code
+        return 0
+
+
+def _horovodrun():
+    program = Path(sys.executable).with_name("horovodrun")
+    if not program.exists():
+        raise CannotStart(
+            f"There is no horovodrun beside {sys.executable}. Install Horovod with "
+            "`bash horovod_scripts/install_horovod.sh`."
+        )
+    return program
+
+
+class _Running:
+    """A command under supervision, which ends with this process at the latest.
+
+    Attributes:
+        received: Number of the signal that told this process to stop, or `None`.
+    """
+
+    def __init__(self, command):
+        self.received = None
+        self._process = subprocess.Popen(
+            [sys.executable, supervise.__file__, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # Errors only: at level 1 every rank tells about its CPU's instructions.
+            env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
+            # Ctrl-C is for this process, which then ends the others in good order.
+            start_new_session=True,
+        )
+
+    def __enter__(self):
+        # Outside of the main thread signals are somebody else's.
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {
+                number: signal.signal(number, self._stop)
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            }
+        else:
+            self._handlers = {}
+        return self
+
+    def _stop(self, number, _):
+        if self.received is None:
+            print("\nEnding the ranks...", file=sys.stderr, flush=True)
+            self._process.terminate()
+            timer = threading.Timer(_PATIENCE, self._process.kill)
+            timer.daemon = True
+            timer.start()
+        self.received = number
+
+    def lines(self):
+        yield from self._process.stdout
+
+    def wait(self):
+        return self._process.wait()
+
+    def __exit__(self, *_):
+        # Closed before the wait: who has no listener ends.
+        self._process.stdout.close()
+        self._process.terminate()
+        self._process.wait()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,202 @@
+"""Where events go: files that a killed run leaves readable and a resumed run goes on with.
+
+An event is `(name, value, step)`. The step is the number of examples that all workers
+have trained on; the value is a float, or one of `PerVariable` and `Histogram`.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+
+class PerVariable(NamedTuple):
+    """A number for each variable of the model.
+
+    Attributes:
+        paths: List of the variables' paths.
+        values: Sequence of floats, in the same order.
+    """
+
+    paths: list
+    values: list
+
+
+class Histogram(NamedTuple):
+    """How many elements lie between edges.
+
+    Attributes:
+        edges: Sequence of floats `[bins + 1]`, rising.
+        counts: Sequence of floats `[bins]`.
+    """
+
+    edges: list
+    counts: list
+
+
+def cut_after_last_line(path):
+    """Removes the unfinished last line that a killed run may leave behind."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        while size:
+            start = max(0, size - 65536)
+            file.seek(start)
+            line_end = file.read(size - start).rfind(b"\n")
+            if line_end >= 0:
+                file.truncate(start + line_end + 1)
+                return
+            size = start
+        file.truncate(0)
+
+
+class _Lines:
+    """A text file that grows by whole lines, each written at once."""
+
+    def __init__(self, path):
+        cut_after_last_line(path)
+        # Unbuffered: what is written is out of this process when `write` returns.
+        self._file = path.open("ab", buffering=0)
+        self.empty = self._file.tell() == 0
+
+    def write(self, text):
+        self._file.write(text.encode())
+        self.empty = False
+
+    def close(self):
+        self._file.close()
+
+
+def _short(value):
+    """A float of six digits; `None`, which JSON knows, where it is not finite."""
+    value = float(value)
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+class JSONLinesSink:
+    """`events.jsonl`: a line for each step, `{"step": …, "values": {name: value}}`.
+
+    Numbers that are not finite are null. A `PerVariable` is a list in the order of the
+    variables in `run.json`; a `Histogram` is `{"edges": […], "counts": […]}`.
+    """
+
+    def __init__(self, folder):
+        self._lines = _Lines(Path(folder) / "events.jsonl")
+
+    def write_events(self, events):
+        by_step = {}
+        for name, value, step in events:
+            by_step.setdefault(int(step), {})[name] = self._plain(value)
+        text = (
+            json.dumps({"step": step, "values": values}, separators=(",", ":"))
+            for step, values in by_step.items()
+        )
+        self._lines.write("".join(f"{line}\n" for line in text))
+
+    def _plain(self, value):
+        if isinstance(value, PerVariable):
+            return [_short(v) for v in value.values]
+        if isinstance(value, Histogram):
+            lists = {"edges": value.edges, "counts": value.counts}
+            return {name: [_short(v) for v in list_] for name, list_ in lists.items()}
+        return _short(value)
+
+    def close(self):
+        self._lines.close()
+
+
+class CSVSink:
+    """`events.csv`: a row `step,name,value` for each number that is not a variable's."""
+
+    def __init__(self, folder):
+        self._lines = _Lines(Path(folder) / "events.csv")
+        if self._lines.empty:
+            self._lines.write("step,name,value\n")
+
+    def write_events(self, events):
+        rows = io.StringIO()
+        writer = csv.writer(rows, lineterminator="\n")
+        for name, value, step in events:
+            if not isinstance(value, (PerVariable, Histogram)):
+                writer.writerow([int(step), name, f"{float(value):.6g}"])
+        self._lines.write(rows.getvalue())
+
+    def close(self):
+        self._lines.close()
+
+
+class TensorBoardSink:
+    """`tensorboard/`: scalars and histograms; per variable under `name/path`."""
+
+    def __init__(self, folder):
+        self._writer = tf.summary.create_file_writer(str(Path(folder) / "tensorboard"))
+
+    def write_events(self, events):
+        by_step = {}
+        for name, value, step in events:
+            summary = by_step.setdefault(int(step), tf.compat.v1.Summary())
+            self._add(summary, name, value)
+        # One record for each step: an operation for each number would take longer
+        # than the training step.
+        with tf.init_scope(), self._writer.as_default():
+            for step, summary in by_step.items():
+                message = tf.constant(summary.SerializeToString())
+                tf.summary.experimental.write_raw_pb(message, step=step)
+            self._writer.flush()
+
+    def _add(self, summary, name, value):
+        if isinstance(value, PerVariable):
+            for path, number in zip(value.paths, value.values, strict=True):
+                summary.value.add(tag=f"{name}/{path}", simple_value=float(number))
+        elif isinstance(value, Histogram):
+            added = summary.value.add(tag=name)
+            added.metadata.plugin_data.plugin_name = "histograms"
+            added.tensor.CopyFrom(tf.make_tensor_proto(_buckets(value), tf.float64))
+        else:
+            summary.value.add(tag=name, simple_value=float(value))
+
+    def close(self):
+        self._writer.close()
+
+
+def _buckets(histogram):
+    """TensorBoard's form of a histogram: rows of left edge, right edge and count."""
+    edges = np.asarray(histogram.edges, np.float64)
+    return np.stack([edges[:-1], edges[1:], histogram.counts], axis=1)
+
+
+class Sinks:
+    """All sinks of a run, as one.
+
+    Args:
+        folder: Directory of the run; made if it is not there.
+    """
+
+    def __init__(self, folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._sinks = [
+            kind(folder) for kind in (JSONLinesSink, CSVSink, TensorBoardSink)
+        ]
+
+    def write_events(self, events):
+        """Writes a list of `(name, value, step)`; they are on their way to the disk
+        when it returns.
+
+        Args:
+            events: List of `(name, value, step)`: the key, a float, `PerVariable` or
+                `Histogram`, and the global number of examples so far.
+        """
+        if events:
+            for sink in self._sinks:
+                sink.write_events(events)
+
+    def close(self):
+        for sink in self._sinks:
+            sink.close()

@@ -1,0 +1,99 @@
+"""Accumulation: the samples of a worker between two updates."""
+
+import keras
+import tensorflow as tf
+
+from gsnr_tf.sharding.state import VariableView
+from gsnr_tf.stats import Moments
+
+
+class Window:
+    """Moments of this worker's micro-batches since the last update.
+
+    Each replica has its own. A checkpoint sees them variable by variable.
+
+    Args:
+        layout: The `Layout`.
+        with_spread: Whether to keep how far the micro-batches differ.
+    """
+
+    def __init__(self, layout, with_spread):
+        self._layout = layout
+        self._with_spread = with_spread
+        sizes = [bucket.size for bucket in layout.buckets]
+        self._weight = self._accumulator("weight", ())
+        self._means = [self._accumulator("mean", (size,)) for size in sizes]
+        self._spreads = [
+            self._accumulator("spread", (size,)) if with_spread else None for size in sizes
+        ]
+        vectors = [self._means, self._spreads] if with_spread else [self._means]
+        self.views = [
+            _View(layout, of, index) for of in vectors for index in range(len(layout.places))
+        ]
+
+    def _accumulator(self, name, shape):
+        return keras.Variable(
+            tf.zeros(shape, self._layout.dtype),
+            dtype=self._layout.dtype.name,
+            trainable=False,
+            synchronization="on_read",
+            aggregation="mean",
+            name=f"accumulated_{name}",
+        )
+
+    @property
+    def weight(self):
+        """The `keras.Variable` with the sum of the weights."""
+        return self._weight
+
+    def with_sample(self, sample, weight):
+        """Moments of each bucket, with one more sample.
+
+        Args:
+            sample: List of vectors, one for each bucket.
+            weight: Scalar.
+        """
+        so_far = tf.convert_to_tensor(self._weight)
+        return [
+            Moments(
+                so_far,
+                tf.convert_to_tensor(mean),
+                None if spread is None else tf.convert_to_tensor(spread),
+            ).add(vector, weight)
+            for mean, spread, vector in zip(self._means, self._spreads, sample)
+        ]
+
+    def store(self, moments):
+        """Keeps what `with_sample` gave."""
+        self._weight.value.assign(moments[0].weight)
+        for mean, spread, bucket in zip(self._means, self._spreads, moments):
+            mean.value.assign(bucket.mean)
+            if spread is not None:
+                spread.value.assign(bucket.spread)
+
+    def restart(self):
+        """Forgets all samples."""
+        spreads = self._spreads if self._with_spread else []
+        for variable in [self._weight, *self._means, *spreads]:
+            variable.value.assign(tf.zeros(variable.shape, self._layout.dtype))
+
+
+class _View(VariableView):
+    """What is accumulated of one variable's gradient."""
+
+    def __init__(self, layout, vectors, index):
+        number, place = layout.places[index]
+        bucket = layout.buckets[number]
+        start, size = bucket.span(place)
+        self._vector = vectors[number]
+        self._span = slice(start, start + size)
+        self.shape = bucket.shapes[place]
+        self.dtype = bucket.dtype
+
+    def numpy(self):
+        return keras.ops.convert_to_numpy(self._vector)[self._span].reshape(self.shape)
+
+    def assign(self, value):
+        flat = keras.ops.convert_to_numpy(self._vector).copy()
+        flat[self._span] = keras.ops.convert_to_numpy(value).reshape(-1)
+        self._vector.assign(flat)

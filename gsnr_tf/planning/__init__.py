@@ -1,0 +1,1 @@
+"""What a step would take on more workers, another network, another model."""

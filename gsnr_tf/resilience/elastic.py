@@ -1,0 +1,237 @@
+"""Training that goes on when ranks are lost or added.
+
+Horovod's `elastic.KerasState` fails under Keras 3; this takes its place.
+"""
+
+import functools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gsnr_tf import comm
+from gsnr_tf.comm import elastic
+from gsnr_tf.optimizers.base import DistributedStep
+
+
+def elastic_run(train):
+    """Makes `train(state, ...)` go on with the ranks there are, when some come or go.
+
+    Under `gsnr-tf run --host-discovery-script ...` (horovodrun's elastic mode) the
+    function is called anew whenever ranks are lost, from the last commit on, and
+    whenever hosts are added, from where it was. Anywhere else it is called once.
+
+    What depends on the number of ranks belongs inside: `gsnr_tf.shard`, batch sizes.
+
+    Args:
+        train: Function of an `ElasticState` and anything else.
+
+    Example:
+        @gsnr_tf.elastic_run
+        def train(state):
+            state.fit(gsnr_tf.shard(dataset.batch(4096)), epochs=10)
+
+        train(gsnr_tf.ElasticState(model))
+    """
+
+    @functools.wraps(train)
+    def run(state, *args, **options):
+        if not elastic.launched():
+            state.sync()
+            return train(state, *args, **options)
+        return elastic.run(lambda: train(state, *args, **options), state)
+
+    return run
+
+
+class ElasticState:
+    """All that a training has to keep when a rank dies, in the memory of every rank.
+
+    Weights, the whole state of the optimizer and the position in the data. A slice of
+    an optimizer's state (`sharding="slices"`) is gone with its rank, and so might be
+    whatever only one rank keeps. So a commit gathers slices and keeps the whole on
+    every rank: whoever survives can give it to all others.
+
+    Args:
+        model: A compiled, built `keras.Model` with an optimizer of this package.
+        commit_batches: Int, batches from one commit to the next; at most so many are
+            done over when a rank dies. With `gradient_accumulation_steps` commits wait
+            for the end of a window. Defaults to 100.
+
+    Attributes:
+        epoch: Int, epochs done.
+        batch: Int, batches done in this epoch.
+
+    Raises:
+        ValueError: The model is not compiled or not built, or `commit_batches` < 1.
+        TypeError: Its optimizer trains each rank on its own.
+    """
+
+    def __init__(self, model, commit_batches=100):
+        if commit_batches < 1:
+            raise ValueError(
+                f"commit_batches must be at least 1. Received: {commit_batches}"
+            )
+        if not getattr(model, "optimizer", None) or not model.built:
+            raise ValueError(
+                "ElasticState takes a model that is compiled and built, so that late "
+                "ranks can take over its state. Give it an Input, and call `compile`. "
+                f"Received: compiled={model.compiled}, built={model.built}"
+            )
+        self.model = model
+        self.commit_batches = commit_batches
+        self.epoch = self.batch = 0
+        self.check_hosts = None
+        self._saved = None
+        self._optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        if not isinstance(self._optimizer, DistributedStep):
+            raise TypeError(
+                f"{type(self._optimizer).__name__} trains every rank on its own under "
+                "Keras 3. Use an optimizer of gsnr_tf, or wrap it: "
+                "gsnr_tf.DistributedOptimizer(optimizer)."
+            )
+
+    def fit(self, dataset, epochs, callbacks=(), **options):
+        """`Model.fit` from where the training is, with commits.
+
+        An epoch that was interrupted is finished first, by a `fit` of its own on what
+        is left of the dataset.
+
+        Args:
+            dataset: `tf.data.Dataset` of this rank's part of every global batch.
+                Batches that were done are skipped by their number, so an epoch's order
+                should not change from run to run.
+            epochs: Int, epochs in all.
+            callbacks, options: As for `Model.fit`; `steps_per_epoch` as well.
+
+        Returns:
+            The `History` of the last `fit`, `None` if all epochs were done.
+        """
+        history = None
+        if self.batch and self.epoch < epochs:
+            rest, partial = dataset.skip(self.batch), dict(options)
+            if options.get("steps_per_epoch"):
+                partial["steps_per_epoch"] = options["steps_per_epoch"] - self.batch
+            if _has_any(rest) and partial.get("steps_per_epoch") != 0:
+                history = self._fit(rest, self.epoch + 1, callbacks, partial)
+            else:
+                self.epoch, self.batch = self.epoch + 1, 0
+        if self.epoch < epochs:
+            history = self._fit(dataset, epochs, callbacks, options)
+        return history
+
+    def _fit(self, dataset, epochs, callbacks, options):
+        return self.model.fit(
+            dataset,
+            initial_epoch=self.epoch,
+            epochs=epochs,
+            # After the user's, whose epoch must not be cut off by an interruption.
+            callbacks=[*callbacks, _Progress(self, self.batch)],
+            **options,
+        )
+
+    # ---- commit and return ----------------------------------------------------
+
+    def commit(self):
+        """Keeps the present state. All ranks must call it, between two updates.
+
+        In an elastic job, leaves the training here if hosts have come or gone.
+        """
+        self._save()
+        if self.check_hosts:
+            self.check_hosts()
+
+    def _save(self):
+        values = [variable.numpy() for variable in self._state()]
+        # In one assignment: a rank may be lost while slices are gathered.
+        self._saved = (self.epoch, self.batch), values
+
+    def restore(self):
+        """Returns to the position of the last commit; `sync` restores all else."""
+        if self._saved:
+            (self.epoch, self.batch), _ = self._saved
+
+    def sync(self):
+        """Gives all ranks the committed state of the first, after the ranks changed.
+
+        The first is one of those that were there before, if any was. Where nothing has
+        been committed yet, as at the start, the present state is.
+        """
+        # No collectives here: late ranks build, others do not.
+        if self._optimizer.built:
+            self._optimizer.join()
+        self.model.optimizer.build(self.model.trainable_variables)
+        # Compiled for the ranks that there were.
+        self.model.train_function = None
+        if comm.size() == 1 and not elastic.launched():
+            if self._saved:
+                self._take(*self._saved)
+            else:
+                self._save()
+            return
+        comm.horovod.set_together(True)
+        with elastic.failures():
+            self._optimizer.meet()
+            self._take_from_first()
+
+    def _take_from_first(self):
+        position = (self.epoch, self.batch) if self._saved is None else self._saved[0]
+        position, known = elastic.object_from_first((position, self._saved is not None))
+        if not known:
+            # The start of the job: all ranks are here for the first time.
+            self._save()
+        values = self._saved[1] if self._saved else [_zeros(v) for v in self._state()]
+        self._take(position, elastic.from_first(values))
+
+    def _take(self, position, values):
+        for variable, value in zip(self._state(), values):
+            variable.assign(value)
+        self.epoch, self.batch = position
+        self._saved = position, values
+
+    def _state(self):
+        """What all ranks have alike; random seeds stay each rank's own."""
+        own = [v for v in self.model.variables if "seed_generator_state" not in v.path]
+        return [*own, *self.model.optimizer.whole_state()]
+
+
+class _Progress(keras.callbacks.Callback):
+    """Counts batches and epochs, and commits."""
+
+    def __init__(self, state, done):
+        super().__init__()
+        self._elastic = state
+        self._done = done
+        self._since_commit = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        state = self._elastic
+        state.batch = self._done + batch + 1
+        self._since_commit += 1
+        if self._since_commit >= state.commit_batches and self._at_end_of_window():
+            self._since_commit = 0
+            state.commit()
+
+    def _at_end_of_window(self):
+        optimizer = self._elastic._optimizer
+        steps = optimizer.gradient_accumulation_steps or 1
+        return int(optimizer._iterations) % steps == 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        state = self._elastic
+        state.epoch, state.batch, self._done = epoch + 1, 0, 0
+        if self._at_end_of_window():
+            self._since_commit = 0
+            state.commit()
+
+
+def _has_any(dataset):
+    """Whether a dataset has an element; reads one where its size is not known."""
+    size = int(dataset.cardinality())
+    if size == tf.data.UNKNOWN_CARDINALITY:
+        return any(True for _ in dataset.take(1))
+    return size != 0
+
+
+def _zeros(variable):
+    return np.zeros(variable.shape, tf.as_dtype(variable.dtype).as_numpy_dtype)

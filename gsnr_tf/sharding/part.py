@@ -1,0 +1,57 @@
+"""A rank's part of a bucket, as the shape in which programs compute on it."""
+
+import tensorflow as tf
+
+from gsnr_tf.sharding.layout import BLOCK
+
+
+class Part:
+    """Blocks `first` to `last` of a bucket, with what concerns its variables.
+
+    In a part of a single variable a vector has the shape `[elements]` and the
+    variable's own numbers are scalars; otherwise `[blocks, BLOCK]` and `[blocks, 1]`,
+    each block's variable's.
+
+    Attributes:
+        start, stop: The elements of the bucket.
+        shape: Shape of the part's vectors.
+    """
+
+    def __init__(self, bucket, first, last):
+        self.bucket = bucket
+        self.start, self.stop = bucket.at(first), bucket.at(last)
+        self.size = self.stop - self.start
+        self.shape = [self.size] if bucket.alone else [last - first, BLOCK]
+        self._owner = bucket.owner[first:last]
+
+    def spread(self, values):
+        """From a number for each variable `[variables]` to what broadcasts to `shape`."""
+        if self.bucket.alone:
+            return values[0]
+        return tf.gather(values, self._owner)[:, None]
+
+    def sums(self, *vectors):
+        """Sums over each variable's elements, `[variables, len(vectors)]`."""
+        if self.bucket.alone:
+            return tf.stack([_sum(vector) for vector in vectors])[None]
+        sums = tf.stack([_row_sums(vector) for vector in vectors], axis=1)
+        return tf.math.unsorted_segment_sum(
+            sums, self._owner, len(self.bucket.indices)
+        )
+
+    def cut(self, tensors):
+        """This part of the bucket's variables, a tensor each, in `shape`."""
+        flat = self.bucket.pack_range(tensors, self.start, self.stop)
+        return tf.reshape(flat, self.shape)
+
+
+def _row_sums(rows):
+    # XLA adds up the numbers of a row one by one; a product with ones is fast.
+    return tf.linalg.matvec(rows, tf.ones([rows.shape[1]], rows.dtype))
+
+
+def _sum(vector):
+    """Of `[n]`, where n need not be a number of blocks."""
+    whole = vector.shape[0] // BLOCK * BLOCK
+    rows = tf.reshape(vector[:whole], [-1, BLOCK])
+    return tf.reduce_sum(_row_sums(rows)) + tf.reduce_sum(vector[whole:])

@@ -1,0 +1,175 @@
+"""What a step shows to those who watch, in updates that are due and in no others."""
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+from gsnr_tf.stats import summary
+
+# Counts by size are taken from this many elements, evenly spread over each variable: a
+# share is off by less than 1 % then. Sums are taken over all elements.
+_COUNTED, _COUNTED_EACH = 2**18, 2**14
+_COLUMNS = len(summary.FIELDS) + summary.R_BINS + summary.MULTIPLIER_BINS
+
+
+class Watch:
+    """A record of the last due update: the step fills it, a callback reads it.
+
+    No part of the optimizer's state, and in no checkpoint.
+
+    Args:
+        optimizer: The `GSNROptimizer`.
+        communicator: Its `Communicator`.
+        layout: The `Layout` of its variables.
+        every: Int, updates from record to record.
+    """
+
+    def __init__(self, optimizer, communicator, layout, every):
+        self._optimizer = optimizer
+        self._comm = communicator
+        self.every = every
+        with tf.init_scope(), optimizer._distribution_strategy.scope():
+            shape = [len(layout.places), _COLUMNS]
+            self._table = _variable(tf.zeros(shape, layout.dtype))
+            self._update = _variable(tf.zeros([], tf.int64))
+            self._times = [_variable(tf.zeros([], tf.float64)) for _ in range(3)]
+        # Tables come bucket by bucket.
+        order = [index for bucket in layout.buckets for index in bucket.indices]
+        self._places = np.argsort(order)
+
+    def record(self, tables):
+        """Keeps what `tables()` gives, if this update is due.
+
+        Args:
+            tables: Callable that returns a tensor `[variables, columns]` for each
+                bucket, columns as in `table`, on every replica.
+        """
+        update = self._optimizer.iterations + 1
+
+        def keep():
+            found = self._comm.each(self._in_order, tables())
+            for variable, value in ((self._table, found), (self._update, update)):
+                self._comm.update(variable, _assign, value)
+            return True
+
+        tf.cond(tf.equal(update % self.every, 0), keep, lambda: False)
+
+    def _in_order(self, tables):
+        return tf.gather(tf.concat(tables, axis=0), self._places)
+
+    def mark(self, point, after):
+        """Notes when the tensors `after` are there, as point 0, 1 or 2 of the step."""
+        self._comm.update(self._times[point], _assign, clock(after))
+
+    @property
+    def update(self):
+        """Int, the number of the update on record; 0 before the first."""
+        return int(self._update.numpy())
+
+    def read(self):
+        """The record: the number of the update, `Summary`, and the three times."""
+        table = self._table.numpy()
+        fields, rest = np.split(table, [len(summary.FIELDS)], axis=1)
+        counts = np.split(rest, [summary.R_BINS], axis=1)
+        times = [float(time.numpy()) for time in self._times]
+        return self.update, summary.Summary(fields, *counts), times
+
+
+def _variable(value):
+    first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+    return tf.Variable(value, trainable=False, aggregation=first, name="watched")
+
+
+def _assign(variable, value):
+    variable.assign(tf.cast(value, variable.dtype))
+
+
+def clock(after):
+    """Seconds since the epoch, float64, once the tensors `after` are there.
+
+    NaN within XLA, which has no clock.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    if control_flow_util.GraphOrParentsInXlaContext(graph):
+        return tf.constant(float("nan"), tf.float64)
+    parts = tf.nest.flatten(after, expand_composites=True)
+    with tf.control_dependencies([part for part in parts if part is not None]):
+        return tf.timestamp()
+
+
+def counted_elements(part, variables):
+    """Which elements of a `Part` are counted, and for how many each stands.
+
+    Args:
+        part: `Part` of a bucket.
+        variables: Int, how many variables the model has.
+
+    Returns:
+        Arrays of one length: positions in the part, their variables by their place in
+        the bucket, weights.
+    """
+    most = min(_COUNTED_EACH, max(_COUNTED // variables, 256))
+    positions, places, weights = [], [], []
+    for place in range(len(part.bucket.indices)):
+        start, size = part.bucket.span(place)
+        # An odd stride meets all columns of a matrix, whose width is rarely odd.
+        stride = -(-size // most) | 1
+        chosen = np.arange(start, start + size, stride)
+        weight = size / max(len(chosen), 1)
+        chosen = chosen[(chosen >= part.start) & (chosen < part.stop)] - part.start
+        positions.append(chosen.astype("int32"))
+        places.append(np.full(len(chosen), place, "int32"))
+        weights.append(np.full(len(chosen), weight))
+    return tuple(np.concatenate(parts) for parts in (positions, places, weights))
+
+
+def sums_and_counts(part, variables, mean, r, multiplier, bounds, theta, u):
+    """What there is to see of a part beyond its statistics.
+
+    Args:
+        part: `Part`.
+        variables: Int, how many variables the model has.
+        mean, r, multiplier, theta, u: Tensors of the part's shape.
+        bounds: Pair `(gamma, ceiling)`.
+
+    Returns:
+        Tensor `[variables of the bucket, columns]` whose sum over workers are the
+        fields from "informative" to "u_sq", and the counts.
+    """
+    known = tf.cast(tf.not_equal(mean, 0), mean.dtype)
+    sums = part.sums(
+        known,
+        *summary.multiplier_terms(multiplier, known, *bounds),
+        tf.square(theta),
+        tf.square(u),
+    )
+    positions, places, weights = counted_elements(part, variables)
+
+    def picked(vector):
+        return tf.gather(tf.reshape(vector, [-1]), positions)
+
+    weights = picked(known) * tf.constant(weights, mean.dtype)
+    counts = [
+        summary.counts_by_bin(bins, weights, places, len(part.bucket.indices), number)
+        for bins, number in (
+            (summary.r_bin(picked(r)), summary.R_BINS),
+            (
+                summary.multiplier_bin(picked(multiplier), *bounds),
+                summary.MULTIPLIER_BINS,
+            ),
+        )
+    ]
+    return tf.concat([sums, *counts], axis=1)
+
+
+def table(statistics, seen, phi):
+    """The columns of a record, in the order of `Summary`.
+
+    Args:
+        statistics: `[variables, 4]`: what `Program.statistics` sums up.
+        seen: What `sums_and_counts` gives. Both of all workers.
+        phi: Trust ratios `[variables]`.
+    """
+    fields = len(summary.FIELDS) - 1 - statistics.shape[1]
+    columns = [statistics, seen[:, :fields], phi[:, None], seen[:, fields:]]
+    return tf.concat(columns, axis=1)

@@ -1,0 +1,67 @@
+"""Recommendation: which MovieLens ratings are 4 stars or more, by a small DLRM.
+
+    python keras_examples/movielens_task.py --batch-size 4000
+    gsnr-tf compare keras_examples/movielens_task.py --batch 4000,16000
+
+movielens_dlrm.py trains the same model with more to see.
+"""
+
+import keras
+import movielens
+import train
+from keras import layers
+
+from gsnr_tf.compare import Data, Split, Task
+
+
+def build_model(data, width=16):
+    """DLRM: one vector per feature, their pairwise dot products, an MLP on top."""
+    user = keras.Input((), name="user", dtype="int32")
+    movie = keras.Input((), name="movie", dtype="int32")
+    genres = keras.Input((data.genres,), name="genres")  # rows sum to 1: a mean of embeddings
+    year = keras.Input((1,), name="year")
+
+    bottom = layers.Dense(width, activation="relu")(year)
+    bottom = layers.Dense(width, activation="relu")(bottom)
+    vectors = keras.ops.stack(
+        [
+            layers.Embedding(data.users, width, name="user_embedding")(user),
+            layers.Embedding(data.movies, width, name="movie_embedding")(movie),
+            layers.Dense(width, use_bias=False, name="genre_embedding")(genres),
+            bottom,
+        ],
+        axis=1,
+    )
+    products = keras.ops.matmul(vectors, keras.ops.transpose(vectors, (0, 2, 1)))
+    pairs = [products[:, i, j] for i in range(4) for j in range(i)]
+    top = keras.ops.concatenate([bottom, keras.ops.stack(pairs, axis=1)], axis=1)
+    for units in (64, 32):
+        top = layers.Dense(units, activation="relu")(top)
+    click = layers.Dense(1, activation="sigmoid", name="click")(top)
+    return keras.Model([user, movie, genres, year], click)
+
+
+class MovieLensDLRM(Task):
+    """10 epochs of 80,000 ratings."""
+
+    metric, higher_is_better, target = "AUC", True, 0.76
+    loss = "binary_crossentropy"
+    epochs = 10
+    learning_rates = {"adam": 0.01, "lamb": 0.05, "momentum": 3.0}
+    sizes = {"default": {"width": 16}, "large": {"width": 64}}
+
+    def load(self):
+        self._movielens = movielens.load()
+        parts = [getattr(self._movielens, name) for name in Data._fields]
+        return Data(*(Split(part.features, part.clicks) for part in parts))
+
+    def build_model(self):
+        return build_model(self._movielens, self.width)
+
+    def score(self, model, features, targets):
+        scores = model.predict(features, batch_size=10_000, verbose=0)
+        return movielens.auc(targets, scores[:, 0])
+
+
+if __name__ == "__main__":
+    train.main([MovieLensDLRM])

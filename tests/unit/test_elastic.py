@@ -1,0 +1,116 @@
+"""`ElasticState` in one process: what it refuses; nothing is lost or repeated."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import gsnr_tf
+
+X = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
+Y = X @ np.array([[1.0], [-2.0], [0.5]], "float32")
+BATCHES = 8
+
+
+def compiled(optimizer=None, **options):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.BatchNormalization(), keras.layers.Dense(1)]
+    )
+    optimizer = optimizer or gsnr_tf.GSNRAdam(0.1, gradient_accumulation_steps=2)
+    model.compile(optimizer=optimizer, loss="mse", **options)
+    return model
+
+
+def data(known):
+    dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
+    return dataset if known else dataset.filter(lambda x, y: True)
+
+
+def state_of(model):
+    variables = [*model.variables, *model.optimizer.variables]
+    return [variable.numpy() for variable in variables]
+
+
+class StopOnce(keras.callbacks.Callback):
+    """Stands for a rank that dies, after so many batches in all."""
+
+    class Died(Exception):
+        pass
+
+    def __init__(self, after):
+        super().__init__()
+        self.left = after
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.left == 0:
+            self.left = -1
+            raise self.Died
+        self.left -= 1
+
+
+# At the end of an epoch, a dataset of unknown size has one more step, without data.
+@pytest.mark.parametrize(
+    ("after", "known"),
+    [(1, True), (BATCHES, True), (BATCHES, False), (BATCHES + 7, False)],
+)
+def test_a_training_that_is_interrupted_ends_like_one_that_is_not(after, known):
+    whole = compiled()
+    whole.fit(data(True), epochs=3, verbose=0)
+
+    model = compiled()
+    state = gsnr_tf.ElasticState(model, commit_batches=3)
+    stop = StopOnce(after)
+    seen = []
+
+    @gsnr_tf.elastic_run
+    def train(state):
+        seen.append(state.epoch * BATCHES + state.batch)
+        state.fit(data(known), 3, callbacks=[stop], verbose=0)
+
+    with pytest.raises(StopOnce.Died):
+        train(state)
+    # A new start from the last commit, as after the death of another rank.
+    state.restore()
+    train(state)
+    for value, expected in zip(state_of(model), state_of(whole)):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    assert (state.epoch, state.batch) == (3, 0)
+    # Commits wait for the end of a window of two: after 4 batches, and 8.
+    assert seen == [0, after // 4 * 4]
+
+
+def test_the_last_batch_of_an_epoch_may_be_a_commit():
+    """An epoch of unknown size is found to have no batch left."""
+    model = compiled()
+    state = gsnr_tf.ElasticState(model)
+    state.sync()
+    state.epoch, state.batch = 1, BATCHES
+    state.fit(data(False), 2, verbose=0)
+    assert (state.epoch, state.batch) == (2, 0)
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_steps_per_epoch_counts_those_that_were_done():
+    model = compiled()
+    state = gsnr_tf.ElasticState(model)
+    state.sync()
+    state.epoch, state.batch = 1, 2
+    state.fit(data(True).repeat(), 3, steps_per_epoch=6, verbose=0)
+    assert int(model.optimizer._iterations) == 4 + 6
+
+
+def test_what_cannot_be_kept_is_refused():
+    with pytest.raises(TypeError, match="Adam trains every rank on its own"):
+        gsnr_tf.ElasticState(compiled(keras.optimizers.Adam(0.1)))
+    with pytest.raises(ValueError, match="compiled and built"):
+        gsnr_tf.ElasticState(keras.Sequential([keras.layers.Dense(1)]))
+    with pytest.raises(ValueError, match="Received: 0"):
+        gsnr_tf.ElasticState(compiled(), commit_batches=0)
+
+
+def test_a_wrapped_optimizer_is_taken():
+    distributed = gsnr_tf.DistributedOptimizer(keras.optimizers.Adam(0.1))
+    assert gsnr_tf.ElasticState(compiled(distributed))
+    scaled = gsnr_tf.LossScaleOptimizer(gsnr_tf.GSNRAdam(0.1))
+    assert gsnr_tf.ElasticState(compiled(scaled))
