@@ -2,9 +2,9 @@
 
     python keras_examples/movielens_ramp.py
 
-The DLRM of movielens_dlrm.py by GSNR-LAMB at a constant learning rate. First with a
-small batch throughout, to find its best validation AUC; then with BatchSizeRamp, from
-the same weights and in the same order of the examples, until it has reached that.
+The DLRM of movielens_dlrm.py by GSNR-LAMB, without a schedule. First with a small batch
+throughout, then with BatchSizeRamp, from the same weights and in the same order of the
+examples. For each: updates and examples until the validation AUC was at the target.
 """
 
 import argparse
@@ -25,7 +25,8 @@ def parse_arguments():
     add("--learning-rate", type=float, default=0.01, help="at the start")
     add("--scaling", choices=["linear", "sqrt", "adascale"], default="sqrt",
         help="how the learning rate follows the batch")  # fmt: skip
-    add("--epochs", type=int, default=10, help="passes over the 80,000 training rows")
+    add("--target", type=float, default=0.78, help="validation AUC to reach")
+    add("--epochs", type=int, default=5, help="passes over the 80,000 training rows")
     add("--seeds", type=int, default=3, help="runs of each: weights and order differ")
     add("--threads", type=int, default=1, help="TensorFlow threads")
     add("--output", type=Path, default=Path("runs/ramp"), help="folder for what is recorded")
@@ -48,12 +49,12 @@ from gsnr_tf.callbacks import BatchSizeRamp, GSNRMonitor
 
 
 class Score(keras.callbacks.Callback):
-    """Scores the validation split a few times an epoch; may stop at a target."""
+    """Scores the validation split every 4,000 examples."""
 
-    def __init__(self, data, optimizer, every, target=None):
+    def __init__(self, data, optimizer, micro_batch):
         super().__init__()
         self.data, self.optimizer = data, optimizer
-        self.every, self.target = every, target  # every so many micro-batches
+        self.every, self.micro_batch = max(1, 4000 // micro_batch), micro_batch
         self.calls, self.found = 0, []
 
     def on_train_batch_end(self, batch, logs=None):
@@ -63,9 +64,8 @@ class Score(keras.callbacks.Callback):
         split = self.data.validation
         scores = self.model(split.features, training=False).numpy()[:, 0]
         auc = movielens.auc(split.clicks, scores)
-        self.found.append((auc, int(self.optimizer.iterations), self.calls))
-        if self.target is not None and auc >= self.target:
-            self.model.stop_training = True
+        updates = int(self.optimizer.iterations)
+        self.found.append((auc, updates, self.calls * self.micro_batch))
 
 
 def batches(data, seed, args):
@@ -81,8 +81,8 @@ def batches(data, seed, args):
     return rows.map(look_up)
 
 
-def train(data, seed, args, ramp=None, target=None):
-    """Trains from fresh weights; returns what `Score` found, and the optimizer."""
+def train(data, seed, args, ramp=None):
+    """Trains from fresh weights; returns pairs of AUC, updates and examples."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     model = build_model(data)
@@ -91,45 +91,46 @@ def train(data, seed, args, ramp=None, target=None):
     )
     model.compile(optimizer=optimizer, loss="binary_crossentropy")
     folder = args.output / f"{'ramp' if ramp else 'constant'}-{seed}"
-    score = Score(data, optimizer, 4 * args.max_accumulation // 8, target)
+    score = Score(data, optimizer, args.micro_batch)
     callbacks = [GSNRMonitor(folder, every=5), score]
     if ramp:
         callbacks.insert(1, ramp)
     dataset = batches(data, seed, args)
     model.fit(dataset, epochs=args.epochs, shuffle=False, verbose=0, callbacks=callbacks)
-    return score.found, optimizer
+    return score.found
 
 
 def compare(data, seed, args):
-    """One pair of runs, a line for each."""
-    found, _ = train(data, seed, args)
-    target, updates, calls = max(found)
-    examples = calls * args.micro_batch
-    print(f"{seed:>4}  constant  {target:.4f}  {updates:>7,}  {examples:>9,}", flush=True)
+    """One pair of runs, a line for each; the ratio of updates, or `None`."""
     ramp = BatchSizeRamp(args.max_accumulation, scaling=args.scaling, every=5)
-    found, optimizer = train(data, seed, args, ramp, target)
-    reached, fewer, calls = max(found)
-    examples = calls * args.micro_batch
-    sizes = [done["accumulation"] * args.micro_batch for done in ramp.history]
-    print(
-        f"{seed:>4}  ramp      {reached:.4f}  {fewer:>7,}  {examples:>9,}"
-        f"   batch {args.accumulation_steps * args.micro_batch:,}"
-        + "".join(f" > {size:,}" for size in sizes),
-        flush=True,
-    )
-    return reached >= target, fewer / updates
+    needed = {}
+    for name, growing in (("constant", None), ("ramp", ramp)):
+        found = train(data, seed, args, growing)
+        reached = [(u, e) for auc, u, e in found if auc >= args.target]
+        needed[name] = reached[0] if reached else None
+        updates, examples = (f"{n:,}" for n in reached[0]) if reached else "--"
+        sizes = [args.accumulation_steps * args.micro_batch]
+        if growing:
+            sizes += [done["accumulation"] * args.micro_batch for done in ramp.history]
+        print(
+            f"{seed:>4}  {name:8}  {updates:>7}  {examples:>8}  {max(found)[0]:9.4f}"
+            f"  {found[-1][1]:>7,}  {' > '.join(f'{size:,}' for size in sizes)}",
+            flush=True,
+        )
+    if None in needed.values():
+        return None
+    return needed["ramp"][0] / needed["constant"][0]
 
 
 def main(args):
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
     tf.config.threading.set_inter_op_parallelism_threads(args.threads)
     data = movielens.load()
-    print("seed  batch     valid AUC  updates   examples", flush=True)
-    pairs = [compare(data, seed, args) for seed in range(args.seeds)]
-    reached = [ratio for done, ratio in pairs if done]
-    print(f"\n{len(reached)} of {len(pairs)} ramps reached the AUC of the constant batch", end="")
-    if reached:
-        print(f", in {', '.join(f'{100 * r:.0f} %' for r in reached)} of its updates")
+    print(f"to validation AUC {args.target:g}          all {args.epochs} epochs")
+    print("seed  batch     updates  examples  best AUC  updates  batch", flush=True)
+    ratios = [compare(data, seed, args) for seed in range(args.seeds)]
+    shares = ", ".join("missed" if r is None else f"{100 * r:.0f} %" for r in ratios)
+    print(f"\nupdates to the target with the ramp, of those without: {shares}")
     print(f"recorded in {args.output}: gsnr-tf report {args.output}/ramp-0")
 
 

@@ -1,9 +1,9 @@
-"""What GSNRMonitor costs: a train step with it and without it, in turns.
+"""What GSNRMonitor costs: updates with it and without it, in turns.
 
 Every rank runs this; `gsnr-tf bench monitor` starts them. Two models of the same
-layers train alike, one of them watched, its records written. They take turns of
-`every` steps, so that each turn of the watched one has one record, and what counts is
-the median over turns of the ratio of their times.
+layers train alike, one of them watched, its records written. They take turns update by
+update, so that other load on the machine meets both alike. The cost is that of `every`
+updates, one of them with a record, from the medians of either kind.
 """
 
 import argparse
@@ -21,7 +21,7 @@ _WIDTH = 512
 
 
 def trainer(sharding, layers, batch, monitor=None):
-    """A callable that makes a number of train steps, as `fit` would, and its model."""
+    """A callable that makes one update, as `fit` would, and its model."""
     keras.utils.set_random_seed(0)
     dense = [keras.layers.Dense(_WIDTH, activation="relu") for _ in range(layers)]
     model = keras.Sequential([keras.Input((_WIDTH,)), *dense, keras.layers.Dense(10)])
@@ -42,32 +42,36 @@ def trainer(sharding, layers, batch, monitor=None):
     callbacks.on_train_begin()
     callbacks.on_epoch_begin(0)
 
-    def train(steps):
-        for step in range(steps):
-            callbacks.on_train_batch_begin(step)
+    def update():
+        for call in range(model.optimizer.accumulation_steps):
+            callbacks.on_train_batch_begin(call)
             logs = model.train_function(data)
-            callbacks.on_train_batch_end(step, logs)
+            callbacks.on_train_batch_end(call, logs)
 
-    return train, model
+    return update, model
 
 
-def measure(trainers, steps, turns):
-    """Seconds `[trainer, turn]`, after two untimed turns."""
-    seconds = np.zeros([len(trainers), turns])
-    for turn in range(-2, turns):
-        # Each goes first in every other turn.
-        for index in sorted(range(len(trainers)), reverse=turn % 2 == 1):
+def measure(plain, watched, every, turns):
+    """Seconds of single updates, after two untimed turns of `every` updates.
+
+    Returns:
+        Arrays: without a monitor; with one but no record; with a record.
+    """
+    seconds = np.zeros([2, (turns + 2) * every])
+    for number in range(seconds.shape[1]):
+        # Each goes first in every other update.
+        for index in (0, 1) if number % 2 else (1, 0):
             start = time.perf_counter()
-            trainers[index](steps)
-            if turn >= 0:
-                seconds[index, turn] = time.perf_counter() - start
-    return seconds
+            (plain, watched)[index]()
+            seconds[index, number] = time.perf_counter() - start
+    without, with_monitor = seconds.reshape(2, turns + 2, every)[:, 2:]
+    return without.ravel(), with_monitor[:, :-1].ravel(), with_monitor[:, -1]
 
 
 def main(arguments=None):
     """Measures on this rank; rank 0 prints."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sharding", choices=["none", "slices"])
+    parser.add_argument("--sharding", choices=["none", "slices", "auto"])
     parser.add_argument("--layers", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--every", type=int)
@@ -79,19 +83,16 @@ def main(arguments=None):
         monitor = GSNRMonitor(folder, every=args.every)
         plain, model = trainer(args.sharding, args.layers, args.batch)
         watched, _ = trainer(args.sharding, args.layers, args.batch, monitor)
-        # An update takes as many steps as the model accumulates.
-        steps = args.every * model.optimizer.accumulation_steps
-        without, with_monitor = measure([plain, watched], steps, args.turns)
+        found = measure(plain, watched, args.every, args.turns)
+    without, idle, recorded = (1e3 * np.median(seconds) for seconds in found)
+    cost = ((args.every - 1) * idle + recorded) / (args.every * without)
     if gsnr_tf.rank() == 0:
-        ratios = with_monitor / without
-        low, high = np.percentile(ratios, [25, 75])
         print(
             f"{gsnr_tf.size()} rank(s), sharding={args.sharding}, every={args.every}, "
             f"{model.count_params():,} parameters in {len(model.trainable_variables)} "
             f"tensors, {args.batch} examples a step and rank\n"
-            f"  {1e3 * np.median(without) / steps:.1f} ms a step without, ratio with "
-            f"{np.median(ratios):.3f} ({low:.3f} to {high:.3f}, the middle half of "
-            f"{args.turns} turns)"
+            f"  {without:.1f} ms an update without, {idle:.1f} with, {recorded:.1f} with "
+            f"a record: ratio {cost:.3f}"
         )
 
 

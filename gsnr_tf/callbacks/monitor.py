@@ -75,9 +75,11 @@ class GSNRMonitor(keras.callbacks.Callback):
         self._epoch, self._counted, self._call = 0, 0.0, 0.0
         self._timed_examples = self._seconds = 0.0
         self._warm = False
-        self._recorded = self._updates = int(self._optimizer.iterations)
+        self._recorded = self._updates = int(_number(self._optimizer.iterations))
         self._examples = self._examples_before(self._updates)
         self._sinks = Sinks(self.log_dir)
+        if self._examples is not None:
+            self._write_begin()
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._writes:
@@ -144,48 +146,51 @@ class GSNRMonitor(keras.callbacks.Callback):
             self._call = count - (self._counted if count >= self._counted else 0.0)
             self._counted = count
         if self._examples is None:  # resumed without a record
-            self._examples = self._updates * self._batch()
+            steps = int(_number(self._optimizer.accumulation_steps))
+            self._examples = self._updates * self._batch(steps)
+            self._write_begin()
         self._examples += self._call
 
     def _examples_of_epoch(self):
         for metric in self.model.metrics:
             if metric.name == "loss" and hasattr(metric, "count"):
-                return float(keras.ops.convert_to_numpy(metric.count))
+                count = _number(metric.count)
+                if count:  # otherwise the train step leaves it alone
+                    return count
         raise ValueError(
             "GSNRMonitor cannot see how many examples a step has: the model has no "
             "loss metric of Keras. Received: batch_size=None; pass the examples that "
             "all workers together bring to one call of the train step."
         )
 
-    def _batch(self):
+    def _batch(self, accumulation):
         """Examples of an update, over all workers."""
-        return self._call * int(self._optimizer.accumulation_steps)
+        return self._call * accumulation
 
     # ---- writing -----------------------------------------------------------------
 
     def _record(self, logs):
-        update, summary, times = self._optimizer.watched()
-        optimizer = self._optimizer
+        record, optimizer = self._optimizer.watched(), self._optimizer
         if self._measures is None:
             self._measures = self._begin_measures()
-        samples = int(optimizer.samples)
-        self._recorded = update
+        batch = self._batch(record.accumulation)
+        self._recorded = record.update
         events = [
-            *((f"train/{name}", value) for name, value in logs.items()),
-            ("progress/updates", update),
+            *((f"train/{name}", _number(value)) for name, value in logs.items()),
+            ("progress/updates", record.update),
             ("progress/skipped", int(optimizer.skipped_steps)),
             ("progress/epoch", self._epoch),
-            ("batch/examples", self._batch()),
-            ("batch/samples", samples),
-            ("batch/accumulation", int(optimizer.accumulation_steps)),
-            ("batch/learning_rate", optimizer.learning_rate),
-            *self._measures.of(summary, samples, self._batch()),
+            ("batch/examples", batch),
+            ("batch/samples", record.samples),
+            ("batch/accumulation", record.accumulation),
+            ("batch/learning_rate", _number(optimizer.learning_rate)),
+            *self._measures.of(record.summary, record.samples, batch),
         ]
         if self._seconds:
             speed = self._timed_examples / self._seconds
             events.append(("speed/examples_per_second", speed))
         self._timed_examples = self._seconds = 0.0
-        reduce_begins, reduced, updated = times
+        reduce_begins, reduced, updated = record.times
         if self.model.steps_per_execution == 1:
             events.append(("time/backward", reduce_begins - self._began))
         events += [
@@ -201,8 +206,12 @@ class GSNRMonitor(keras.callbacks.Callback):
             ]
         )
 
+    def _write_begin(self):
+        # What is on record beyond this point is of a training that was given up.
+        self._write([("progress/begun", self._updates)])
+
     def _write(self, events):
-        self._sinks.write_events([(n, v, self._examples or 0) for n, v in events])
+        self._sinks.write_events([(n, v, self._examples) for n, v in events])
 
     def _begin_measures(self):
         """Writes what is run, and begins its measures."""
@@ -237,3 +246,8 @@ class GSNRMonitor(keras.callbacks.Callback):
         if self._sinks is not None:
             self._sinks.close()
             self._sinks = None
+
+
+def _number(value):
+    """A float of a tensor or variable, also of one that replicas share."""
+    return float(keras.ops.convert_to_numpy(value))

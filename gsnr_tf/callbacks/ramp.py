@@ -122,7 +122,7 @@ class BatchSizeRamp(keras.callbacks.Callback):
         self._optimizer = optimizer
 
     def on_train_begin(self, logs=None):
-        self._seen = int(self._optimizer.iterations)
+        self._seen = int(keras.ops.convert_to_numpy(self._optimizer.iterations))
         self._trace = noise_scale.Smoothed(_SMOOTHING)
         self._signal = noise_scale.Smoothed(_SMOOTHING)
         self._records = 0
@@ -130,18 +130,17 @@ class BatchSizeRamp(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self._optimizer.watched_update() <= self._seen:
             return
-        self._seen, summary, _ = self._optimizer.watched()
-        optimizer, samples = self._optimizer, int(self._optimizer.samples)
-        accumulation, joined = int(optimizer.accumulation_steps), int(self._joined)
+        record = self._optimizer.watched()
+        self._seen, samples, joined = record.update, record.samples, int(self._joined)
         # In units of a batch of the dataset, which all workers know alike.
-        size = optimizer.workers * accumulation * joined
-        s1, s2 = summary.field("mean_sq").sum(), summary.field("variance").sum()
+        size = self._optimizer.workers * record.accumulation * joined
+        s1, s2 = (record.summary.field(name).sum() for name in ("mean_sq", "variance"))
         trace = self._trace.add(noise_scale.noise_trace(s2, samples, size / samples))
         signal = self._signal.add(noise_scale.signal_sq_norm(s1, s2, samples))
         self._records += 1
         room = 2 * size <= self.share * noise_scale.noise_scale(trace, signal)
         if self._records >= _PATIENCE and room:
-            self._double(accumulation, joined, trace, signal, size)
+            self._double(record.accumulation, joined, trace, signal, size)
 
     def _double(self, accumulation, joined, trace, signal, size):
         if 2 * accumulation <= self.max_accumulation:
@@ -153,7 +152,8 @@ class BatchSizeRamp(keras.callbacks.Callback):
         else:
             return
         self._records = 0
-        rate = float(self._optimizer.learning_rate) * self._factor(trace, signal, size)
+        rate = keras.ops.convert_to_numpy(self._optimizer.learning_rate)
+        rate = float(rate) * self._factor(trace, signal, size)
         self.model.optimizer.learning_rate = rate
         self.history.append(
             {

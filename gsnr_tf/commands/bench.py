@@ -114,11 +114,11 @@ def add_arguments(parser):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     monitor.add_argument("--np", type=int, nargs="+", default=[2], help="numbers of ranks")
-    monitor.add_argument("--sharding", choices=["none", "slices"], default="slices")
+    monitor.add_argument("--sharding", choices=["none", "slices", "auto"], default="auto")
     monitor.add_argument("--layers", type=int, default=8, help="of 512 x 512 parameters")
     monitor.add_argument("--batch", type=int, default=256, help="examples of a rank")
     monitor.add_argument("--every", type=int, default=10, help="updates a record")
-    monitor.add_argument("--turns", type=int, default=20, help="turns of each")
+    monitor.add_argument("--turns", type=int, default=20, help="records")
     monitor.set_defaults(measure=_monitor)
 
 

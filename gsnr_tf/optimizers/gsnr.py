@@ -319,11 +319,7 @@ class GSNROptimizer(DistributedStep):
         return watch.update if watch else 0
 
     def watched(self):
-        """The last record: `(update, stats.summary.Summary, times)`.
-
-        Times are three numbers in seconds since the epoch: when this worker's samples
-        were there, when those of all were reduced, and when the update was done.
-        """
+        """The last `Record` (gsnr_tf.sharding.watch)."""
         return self._parts.watch.read()
 
     def sharding_report(self):

@@ -1,5 +1,7 @@
 """What a step shows to those who watch, in updates that are due and in no others."""
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
@@ -10,6 +12,25 @@ from gsnr_tf.stats import summary
 # share is off by less than 1 % then. Sums are taken over all elements.
 _COUNTED, _COUNTED_EACH = 2**18, 2**14
 _COLUMNS = len(summary.FIELDS) + summary.R_BINS + summary.MULTIPLIER_BINS
+
+
+class Record(NamedTuple):
+    """What was seen of one update.
+
+    Attributes:
+        update: Int, its number; 0 before the first.
+        samples: Int, k.
+        accumulation: Int, micro-batches of each worker.
+        summary: `stats.summary.Summary`.
+        times: Three floats, in seconds since the epoch: when this worker's samples
+            were there, when those of all were reduced, and when the update was done.
+    """
+
+    update: int
+    samples: int
+    accumulation: int
+    summary: summary.Summary
+    times: list
 
 
 class Watch:
@@ -31,7 +52,8 @@ class Watch:
         with tf.init_scope(), optimizer._distribution_strategy.scope():
             shape = [len(layout.places), _COLUMNS]
             self._table = _variable(tf.zeros(shape, layout.dtype))
-            self._update = _variable(tf.zeros([], tf.int64))
+            # Number of the update, samples, accumulation steps.
+            self._counts = _variable(tf.zeros([3], tf.int64))
             self._times = [_variable(tf.zeros([], tf.float64)) for _ in range(3)]
         # Tables come bucket by bucket.
         order = [index for bucket in layout.buckets for index in bucket.indices]
@@ -44,11 +66,14 @@ class Watch:
             tables: Callable that returns a tensor `[variables, columns]` for each
                 bucket, columns as in `table`, on every replica.
         """
-        update = self._optimizer.iterations + 1
+        optimizer = self._optimizer
+        update = tf.cast(optimizer.iterations, tf.int64) + 1
 
         def keep():
             found = self._comm.each(self._in_order, tables())
-            for variable, value in ((self._table, found), (self._update, update)):
+            sizes = (optimizer.samples, optimizer.accumulation_steps)
+            counts = tf.stack([update, *(tf.cast(size, tf.int64) for size in sizes)])
+            for variable, value in ((self._table, found), (self._counts, counts)):
                 self._comm.update(variable, _assign, value)
             return True
 
@@ -64,15 +89,16 @@ class Watch:
     @property
     def update(self):
         """Int, the number of the update on record; 0 before the first."""
-        return int(self._update.numpy())
+        return int(self._counts.numpy()[0])
 
     def read(self):
-        """The record: the number of the update, `Summary`, and the three times."""
+        """The `Record`."""
         table = self._table.numpy()
         fields, rest = np.split(table, [len(summary.FIELDS)], axis=1)
         counts = np.split(rest, [summary.R_BINS], axis=1)
         times = [float(time.numpy()) for time in self._times]
-        return self.update, summary.Summary(fields, *counts), times
+        sizes = (int(count) for count in self._counts.numpy())
+        return Record(*sizes, summary.Summary(fields, *counts), times)
 
 
 def _variable(value):

@@ -50,7 +50,7 @@ def watched(name, arguments, steps):
                     if part // (steps or 1) == rank:
                         step(*[tf.constant(g, "float32") for g in sample])
             weights = [v.numpy() for v in variables]
-            record = optimizer.watched() if every else None
+            record = tuple(optimizer.watched()) if every else None
             outcomes[sharding, every] = weights, record
     return outcomes
 
@@ -61,18 +61,18 @@ def test_watching_changes_no_bit_and_sees_the_same_in_slices(on_ranks, rule):
     for outcomes in results:
         for sharding in ("none", "slices"):
             unwatched, _ = outcomes[sharding, None]
-            weights, (update, summary, times) = outcomes[sharding, 2]
+            weights, (update, samples, _, _, times) = outcomes[sharding, 2]
             for one, other in zip(weights, unwatched, strict=True):
                 np.testing.assert_array_equal(one, other)
-            assert update == 2 and times == sorted(times) and times[0] > 0
-        _, (_, whole, _) = outcomes["none", 2]
-        _, (_, sliced, _) = outcomes["slices", 2]
+            assert (update, samples) == (2, 4)
+            assert times == sorted(times) and times[0] > 0
+        whole, sliced = (outcomes[way, 2][1][3] for way in ("none", "slices"))
         for one, other in zip(sliced, whole, strict=True):
             # An element on the edge of a bin may fall on either side of it.
             np.testing.assert_allclose(one, other, rtol=2e-4, atol=1.01)
         np.testing.assert_allclose(sliced.field("phi"), whole.field("phi"), rtol=1e-5)
         np.testing.assert_allclose(sliced.field("u_sq"), whole.field("u_sq"), rtol=1e-4)
-    (_, (_, first, _)), (_, (_, second, _)) = (r["slices", 2] for r in results)
+    first, second = (outcomes["slices", 2][1][3] for outcomes in results)
     for one, other in zip(first, second):
         np.testing.assert_array_equal(one, other)
 
