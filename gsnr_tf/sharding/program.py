@@ -94,18 +94,18 @@ class Program:
         """
         optimizer, part = self._optimizer, self._part
         theta = part.cut(variables)
-        _, u, moved = self._toward(theta, mean, r, slots, sums, scales, rate, t)
+        _, u, moved = self._toward(part, theta, mean, r, slots, sums, scales, rate, t)
         if any(self._adapts):
             self._keep(slots, moved, active)
             return u, part.sums(theta * theta, u * u)
-        step = self._step(rate, t)
+        step = self._step(part, rate, t)
         theta, further = optimizer.descend(theta, u, 1.0, moved, step)
         self._keep(slots, {**moved, **further}, active)
         return self._sendable(theta), None
 
-    def _toward(self, theta, mean, r, slots, sums, scales, rate, t):
-        """Multiplier, u, and the slots after the step."""
-        optimizer, part = self._optimizer, self._part
+    def _toward(self, part, theta, mean, r, slots, sums, scales, rate, t):
+        """Multiplier, u, and the slots after the step, of a part or what is picked."""
+        optimizer = self._optimizer
         r = clip_multiplier(
             r,
             part.spread(sums[:, 0]),
@@ -118,17 +118,21 @@ class Program:
             limit = optimizer.clipvalue
             gradient = tf.clip_by_value(gradient, -limit, limit)
         old = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
-        step = self._step(rate, t)
+        step = self._step(part, rate, t)
         return r, *optimizer.direction(theta, gradient, r, old, step)
 
     def _seen(self, variables, mean, r, slots, sums, scales, rate, t):
         """`watch.sums_and_counts` of a step that `direction` has yet to make."""
-        optimizer, part = self._optimizer, self._part
-        theta = part.cut(variables)
-        multiplier, u, _ = self._toward(theta, mean, r, slots, sums, scales, rate, t)
-        number = len(optimizer._trainable_variables)
+        optimizer = self._optimizer
+        picked = watch.Picked(self._part, len(optimizer._trainable_variables))
+        mean, r = picked.of(mean), picked.of(r)
+        theta = picked.of(self._part.cut(variables))
+        slots = {name: picked.of(slot) for name, slot in slots.items()}
+        multiplier, u, _ = self._toward(
+            picked, theta, mean, r, slots, sums, scales, rate, t
+        )
         bounds = (optimizer.gamma, optimizer.ceiling)
-        return watch.sums_and_counts(part, number, mean, r, multiplier, bounds, theta, u)
+        return watch.sums_and_counts(picked, mean, r, multiplier, bounds, theta, u)
 
     def table(self, sums, seen, rate, t):
         """`watch.table` of `statistics` and `seen` of all slices."""
@@ -156,14 +160,14 @@ class Program:
         phi = self._phi(norms, rate, t)
         old = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
         theta, moved = optimizer.descend(
-            part.cut(variables), u, part.spread(phi), old, self._step(rate, t)
+            part.cut(variables), u, part.spread(phi), old, self._step(part, rate, t)
         )
         self._keep(slots, moved, active)
         return self._sendable(theta)
 
-    def _step(self, rate, t):
+    def _step(self, part, rate, t):
         decays = tf.constant(self._decays, self._part.bucket.dtype)
-        return self._optimizer.step_of(rate, t, self._part.spread(decays))
+        return self._optimizer.step_of(rate, t, part.spread(decays))
 
     def _keep(self, slots, moved, active):
         """A variable without a gradient is left alone, and so is its state."""

@@ -8,8 +8,8 @@ from tensorflow.python.ops import control_flow_util
 
 from gsnr_tf.stats import summary
 
-# Counts by size are taken from this many elements, evenly spread over each variable: a
-# share is off by less than 1 % then. Sums are taken over all elements.
+# What the statistics do not have is taken from this many elements, evenly spread over
+# each variable: a share is off by less than 1 % then, a norm by about as much.
 _COUNTED, _COUNTED_EACH = 2**18, 2**14
 _COLUMNS = len(summary.FIELDS) + summary.R_BINS + summary.MULTIPLIER_BINS
 
@@ -123,39 +123,61 @@ def clock(after):
         return tf.timestamp()
 
 
-def counted_elements(part, variables):
-    """Which elements of a `Part` are counted, and for how many each stands.
+class Picked:
+    """Some elements of a `Part`, evenly spread over its variables, in place of all.
 
     Args:
         part: `Part` of a bucket.
         variables: Int, how many variables the model has.
-
-    Returns:
-        Arrays of one length: positions in the part, their variables by their place in
-        the bucket, weights.
     """
-    most = min(_COUNTED_EACH, max(_COUNTED // variables, 256))
-    positions, places, weights = [], [], []
-    for place in range(len(part.bucket.indices)):
-        start, size = part.bucket.span(place)
-        # An odd stride meets all columns of a matrix, whose width is rarely odd.
-        stride = -(-size // most) | 1
-        chosen = np.arange(start, start + size, stride)
-        weight = size / max(len(chosen), 1)
-        chosen = chosen[(chosen >= part.start) & (chosen < part.stop)] - part.start
-        positions.append(chosen.astype("int32"))
-        places.append(np.full(len(chosen), place, "int32"))
-        weights.append(np.full(len(chosen), weight))
-    return tuple(np.concatenate(parts) for parts in (positions, places, weights))
+
+    def __init__(self, part, variables):
+        most = min(_COUNTED_EACH, max(_COUNTED // variables, 256))
+        positions, places, weights = [], [], []
+        for place in range(len(part.bucket.indices)):
+            start, size = part.bucket.span(place)
+            # An odd stride meets all columns of a matrix, whose width is rarely odd.
+            stride = -(-size // most) | 1
+            chosen = np.arange(start, start + size, stride)
+            # For how many elements each stands.
+            weight = size / max(len(chosen), 1)
+            chosen = chosen[(chosen >= part.start) & (chosen < part.stop)] - part.start
+            positions.append(chosen.astype("int32"))
+            places.append(np.full(len(chosen), place, "int32"))
+            weights.append(np.full(len(chosen), weight))
+        self._variables = len(part.bucket.indices)
+        self._positions, self._places, self.weights = (
+            np.concatenate(parts) for parts in (positions, places, weights)
+        )
+
+    def of(self, vector):
+        """The picked elements of a tensor in the shape of the part."""
+        return tf.gather(tf.reshape(vector, [-1]), self._positions)
+
+    def spread(self, values):
+        """From a number for each variable to one for each picked element."""
+        return tf.gather(values, self._places)
+
+    def sums(self, *vectors):
+        """Sums over each variable of vectors of picked elements, weighted."""
+        weighted = (
+            tf.stack(vectors, axis=1)
+            * self.weights.astype(vectors[0].dtype.as_numpy_dtype)[:, None]
+        )
+        return tf.math.unsorted_segment_sum(weighted, self._places, self._variables)
+
+    def counts(self, bins, weights, number):
+        return summary.counts_by_bin(
+            bins, weights, self._places, self._variables, number
+        )
 
 
-def sums_and_counts(part, variables, mean, r, multiplier, bounds, theta, u):
+def sums_and_counts(picked, mean, r, multiplier, bounds, theta, u):
     """What there is to see of a part beyond its statistics.
 
     Args:
-        part: `Part`.
-        variables: Int, how many variables the model has.
-        mean, r, multiplier, theta, u: Tensors of the part's shape.
+        picked: `Picked`.
+        mean, r, multiplier, theta, u: Tensors `[n]`, of the picked elements.
         bounds: Pair `(gamma, ceiling)`.
 
     Returns:
@@ -163,28 +185,16 @@ def sums_and_counts(part, variables, mean, r, multiplier, bounds, theta, u):
         fields from "informative" to "u_sq", and the counts.
     """
     known = tf.cast(tf.not_equal(mean, 0), mean.dtype)
-    sums = part.sums(
+    sums = picked.sums(
         known,
         *summary.multiplier_terms(multiplier, known, *bounds),
         tf.square(theta),
         tf.square(u),
     )
-    positions, places, weights = counted_elements(part, variables)
-
-    def picked(vector):
-        return tf.gather(tf.reshape(vector, [-1]), positions)
-
-    weights = picked(known) * tf.constant(weights, mean.dtype)
-    counts = [
-        summary.counts_by_bin(bins, weights, places, len(part.bucket.indices), number)
-        for bins, number in (
-            (summary.r_bin(picked(r)), summary.R_BINS),
-            (
-                summary.multiplier_bin(picked(multiplier), *bounds),
-                summary.MULTIPLIER_BINS,
-            ),
-        )
-    ]
+    weights = known * tf.constant(picked.weights, mean.dtype)
+    bins = (summary.r_bin(r), summary.multiplier_bin(multiplier, *bounds))
+    numbers = (summary.R_BINS, summary.MULTIPLIER_BINS)
+    counts = [picked.counts(b, weights, number) for b, number in zip(bins, numbers)]
     return tf.concat([sums, *counts], axis=1)
 
 

@@ -83,7 +83,8 @@ def picture(page, folder, height):
 @pytest.mark.parametrize("variables", [3, 300])
 def test_in_a_browser(small, tmp_path, variables):
     page = small if variables == 3 else made(tmp_path / "run", LARGE, 16)
-    seen = picture(page, tmp_path, 3200)
+    # The layers of the large model take more room.
+    seen = picture(page, tmp_path, 3000 if variables == 3 else 4200)
     assert seen.shape[1] == 1280
     ink = (seen < 0.9).any(axis=2)
     # Nothing runs over the margins, and there is something everywhere between.
