@@ -136,7 +136,7 @@ def _optimizer_state(model):
 
 def _window(inner):
     """What an optimizer has accumulated since the last update."""
-    return getattr(inner, "_window_moments", ())
+    return [inner._window.weight, *inner._accumulated] if inner._accumulated else []
 
 
 def _check_savable(tag, model, client_state):

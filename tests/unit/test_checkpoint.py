@@ -21,7 +21,6 @@ CONFIG = {
 }
 FP16 = {"enabled": True, "initial_scale_power": 22, "loss_scale_window": 3}
 VARIANTS = {
-    "gsnr": CONFIG,
     "fp16": {**CONFIG, "fp16": FP16},
     "keras": {**CONFIG, "optimizer": {"type": "Nadam"}},
 }
