@@ -6,9 +6,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # One thread each: the machine has two cores, and a test may have four ranks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import keras
 import pytest
 import tensorflow as tf
+
+# Machines that run tests are shared: how long an example takes says nothing. And what
+# fails must fail again.
+hypothesis.settings.register_profile("gsnr_tf", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("gsnr_tf")
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
