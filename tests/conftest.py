@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # One thread each: the machine has two cores, and a test may have four ranks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Compiling is most of what small updates cost, and need not make them fast.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import hypothesis
 import keras
