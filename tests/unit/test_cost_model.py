@@ -163,7 +163,7 @@ CLUSTERS = st.builds(
 JOBS = st.builds(
     cost.Job,
     parameters=st.integers(1, 10**9),
-    compute=st.floats(0, 10),
+    compute=st.just(0.0) | st.floats(1e-9, 10),
     buckets=st.integers(1, 20),
 )
 SCHEMES = st.sampled_from(cost.SCHEMES)
