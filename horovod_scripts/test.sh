@@ -60,4 +60,5 @@ set_up study,test "$wish"
 # The tests start jobs of two workers, and some of four.
 share_machine 2
 last_step "Running the tests"
-exec "$python" -m pytest "$@" </dev/null
+# Two files at a time: many tests wait for processes that they have started.
+exec "$python" -m pytest -n 2 --dist loadfile "$@" </dev/null
