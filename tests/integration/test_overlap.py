@@ -21,9 +21,10 @@ def test_exchange_overlaps_backward(tmp_path):
     assert len(steps) == 4
     for step in steps:
         assert all(e.ready <= e.start <= e.end for e in step)
-        # Each large layer travels alone, the last one first.
+        # Each large layer travels alone. Which of two gradients that could be next is
+        # computed first, TensorFlow decides.
         large = [e.bucket for e in step if e.bucket < LAYERS]
-        assert large == list(range(LAYERS))
+        assert sorted(large) == list(range(LAYERS))
         first, last = step[0], step[-1]
         assert first.ready < last.ready
     assert max(map(overlap.hidden_share, steps)) > 0
