@@ -1,17 +1,11 @@
 """Horovod jobs whose ranks come and go."""
 
 import contextlib
-import os
 
 import tensorflow as tf
 
 from gsnr_tf.comm import horovod
 from gsnr_tf.comm.peers import PeerLost
-
-
-def launched():
-    """Whether horovodrun started this process in an elastic job."""
-    return os.environ.get("HOROVOD_ELASTIC") == "1"
 
 
 def run(train, state):

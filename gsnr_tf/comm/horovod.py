@@ -21,9 +21,14 @@ _STALL_LIMITS = {
 _met = False
 
 
+def elastic():
+    """Whether horovodrun started this process in an elastic job."""
+    return os.environ.get("HOROVOD_ELASTIC") == "1"
+
+
 def together():
     """Whether collectives may be issued: always, but in elastic jobs on the way."""
-    return _met or os.environ.get("HOROVOD_ELASTIC") != "1"
+    return _met or not elastic()
 
 
 def set_together(met):

@@ -41,11 +41,11 @@ class Peers:
     """
 
     def __init__(self, gather, share):
-        port, self._token = _server()
+        port, token = _server()
         name = uuid.uuid4().hex
         _published[name] = share
         self._share = weakref.ref(share)
-        self._own = (_hosts(), port, self._token, name)
+        self._own = (_hosts(), port, token, name)
         self._ranks = gather(self._own)
 
     def collect(self, what):

@@ -36,7 +36,7 @@ def elastic_run(train):
 
     @functools.wraps(train)
     def run(state, *args, **options):
-        if not elastic.launched():
+        if not comm.horovod.elastic():
             state.sync()
             return train(state, *args, **options)
         return elastic.run(lambda: train(state, *args, **options), state)
@@ -163,7 +163,7 @@ class ElasticState:
         self.model.optimizer.build(self.model.trainable_variables)
         # Compiled for the ranks that there were.
         self.model.train_function = None
-        if comm.size() == 1 and not elastic.launched():
+        if comm.size() == 1 and not comm.horovod.elastic():
             if self._saved:
                 self._take(*self._saved)
             else:
