@@ -48,6 +48,9 @@ VARIANTS = {
     "nesterov": variant("sgd", momentum=0.9, nesterov=True, weight_decay=0.1),
     "adam decay": variant("adam", weight_decay=0.1, exclude_from_weight_decay=["bias|gain"]),
     "adam raw": variant("adam", second_moment="raw", ceiling=10.0),
+    "adam robust": variant("adam", estimator="robust"),
+    "lamb robust": variant("lamb", estimator="robust", second_moment="adapted", ceiling=2.0),
+    "lars robust": variant("lars", estimator="robust", gamma=0.5),
     "lamb decay": variant("lamb", weight_decay=0.1, ceiling=10.0),
     "lamb all": variant(
         "lamb",

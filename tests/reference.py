@@ -39,6 +39,17 @@ def multiplier(mean, variance, gamma, ceiling):
     return np.where(agreed, float(ceiling), np.clip(scaled, gamma, ceiling))
 
 
+def robust_multiplier(mean, variance, samples, gamma, ceiling):
+    """The same of the share of signal in the squared mean, for one variable."""
+    noise = variance / (samples - 1)
+    known = (mean != 0) | (variance != 0)
+    if not known.any():
+        return np.full(mean.shape, float(ceiling))
+    share = np.divide(mean**2, mean**2 + noise, out=np.zeros_like(mean), where=known)
+    average = share[known].mean()
+    return np.clip(share / average if average > 0 else share, gamma, ceiling)
+
+
 def clipped(gradients, clipnorm=None, global_clipnorm=None, clipvalue=None):
     if clipvalue is not None:
         return [np.clip(g, -clipvalue, clipvalue) for g in gradients]
@@ -68,7 +79,8 @@ class Reference:
         self,
         learning_rate,
         gamma=0.1,
-        ceiling=1.0,
+        ceiling=None,
+        estimator="paper",
         weight_decay=None,
         exclude_from_weight_decay=None,
         exclude_from_layer_adaptation=None,
@@ -78,7 +90,10 @@ class Reference:
         **hyperparameters,
     ):
         self.learning_rate = learning_rate
+        self.robust = estimator == "robust"
         self.gamma, self.ceiling = gamma, ceiling
+        if ceiling is None:
+            self.ceiling = 1 / gamma if self.robust else 1.0
         self.weight_decay = weight_decay or 0.0
         self.not_decayed = exclude_from_weight_decay
         self.not_adapted = exclude_from_layer_adaptation
@@ -102,7 +117,7 @@ class Reference:
             self.update(
                 theta,
                 gradient,
-                multiplier(mean, variance, self.gamma, self.ceiling),
+                self.multiplier(mean, variance, len(samples)),
                 slots,
                 self.weight_decay if self._left(self.not_decayed, path, theta) else 0.0,
                 self._left(self.not_adapted, path, theta),
@@ -111,6 +126,12 @@ class Reference:
                 weights, gradients, moments, self.state, paths
             )
         ]
+
+    def multiplier(self, mean, variance, samples):
+        if self.robust:
+            bounds = self.gamma, self.ceiling
+            return robust_multiplier(mean, variance, samples, *bounds)
+        return multiplier(mean, variance, self.gamma, self.ceiling)
 
     def _left(self, patterns, path, theta):
         if patterns is None:
@@ -136,7 +157,7 @@ class Adam(Reference):
         "beta_2": 0.999,
         "beta_3": 0.9,
         "epsilon": 1e-7,
-        "second_moment": "adapted",
+        "second_moment": None,
     }
 
     def adam_direction(self, g, r, slots):
@@ -146,7 +167,8 @@ class Adam(Reference):
         p = p + (1 - self.beta_3) * r
         slots["multiplier"] = p_hat = p / (1 - self.beta_3**t)
         adapted = p_hat * g
-        s = adapted if self.second_moment == "adapted" else g
+        by_default = self.robust and self.second_moment is None
+        s = g if by_default or self.second_moment == "raw" else adapted
         m = self.beta_1 * slots["momentum"] + (1 - self.beta_1) * adapted
         v = self.beta_2 * slots["velocity"] + (1 - self.beta_2) * s**2
         slots["momentum"], slots["velocity"] = m, v

@@ -156,7 +156,7 @@ def _check_params(rule, params, unsupported, more=()):
 def check_together(config):
     """Raises ValueError where sections of the configuration contradict each other."""
     rule = optimizer_class(config.optimizer.type)
-    for key in ("gamma", "ceiling", "monitor_interval"):
+    for key in ("gamma", "ceiling", "estimator", "monitor_interval"):
         if getattr(config.gsnr, key) is None:
             continue
         if not is_gsnr(rule):

@@ -50,7 +50,8 @@ def optimizer_arguments(config, batch):
 
 
 def _gsnr_arguments(config, batch):
-    given = {"gamma": config.gsnr.gamma, "ceiling": config.gsnr.ceiling}
+    keys = ("gamma", "ceiling", "estimator")
+    given = {key: getattr(config.gsnr, key) for key in keys}
     zero = config.zero_optimization
     if zero.stage is not None:
         given["sharding"] = "slices" if zero.stage and batch.ranks > 1 else "none"

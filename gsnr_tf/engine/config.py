@@ -254,10 +254,19 @@ class GSNR(Section):
     ceiling: Positive | None = Field(
         default=None,
         description=(
-            "Ceiling of the multiplier. Not given: the optimizer's 1. Both at 1 "
-            "switch the multiplier off."
+            "Ceiling of the multiplier. Not given: the optimizer's, 1, or with the "
+            "robust estimator 1/gamma. Both at 1 switch the multiplier off."
         ),
         examples=[10.0],
+    )
+    estimator: Literal["paper", "robust"] | None = Field(
+        default=None,
+        description=(
+            "What the multiplier is made of: the GSNR (`paper`) or the share of signal "
+            "in the squared mean gradient (`robust`), which keeps its worth with few "
+            "samples. Not given: the optimizer's `paper`."
+        ),
+        examples=["robust"],
     )
     monitor_interval: Count | None = Field(
         default=None,

@@ -16,7 +16,8 @@ KEYS = {
     "gsnr/multiplier": "mean multiplier of informative elements",
     "gsnr/at_floor": "share of informative elements whose multiplier is γ",
     "gsnr/at_ceiling": "share of informative elements whose multiplier is the ceiling",
-    "gsnr/r_mean": "mean of r over informative elements where it is finite",
+    "gsnr/r_mean": "mean of what the estimator makes the multiplier of, where it is "
+    "finite: r, or the share of signal",
     "gsnr/r_q10": "r that a tenth of the elements stay below",
     "gsnr/r_q50": "median of r",
     "gsnr/r_q90": "r that nine tenths of the elements stay below",

@@ -125,8 +125,8 @@ def _facts(run):
     rate = run.last("batch/learning_rate")
     if rate is not None:
         yield "Learning rate", f"{rate:.4g} at the end"
-    shown = ("gamma", "ceiling", "second_moment", "weight_decay", "sharding", "clipnorm",
-             "global_clipnorm", "clipvalue", "use_ema")  # fmt: skip
+    shown = ("estimator", "gamma", "ceiling", "second_moment", "weight_decay", "sharding",
+             "clipnorm", "global_clipnorm", "clipvalue", "use_ema")  # fmt: skip
     given = [
         f"{n}={arguments[n]}" for n in shown if arguments.get(n) not in (None, False)
     ]

@@ -10,7 +10,7 @@ ADAM_ARGUMENTS = """beta_1, beta_2: Floats in [0, 1): decay of the moments of th
         beta_3: Float in [0, 1): decay of the moving average of r. Defaults to 0.9.
         epsilon: Float, added to the root of the second moment.
         second_moment: "adapted" (s = p̂·g, the paper's form) or "raw" (s = g).
-            Defaults to "adapted"."""
+            Defaults to "adapted", with `estimator="robust"` to "raw"."""
 
 
 class AdamMoments:
@@ -22,6 +22,8 @@ class AdamMoments:
         for name, beta in (("beta_1", beta_1), ("beta_2", beta_2), ("beta_3", beta_3)):
             if not 0 <= beta < 1:
                 raise ValueError(f"{name} must be in [0, 1). Received: {name}={beta}")
+        if second_moment is None:
+            second_moment = "raw" if self.estimator == "robust" else "adapted"
         if second_moment not in ("adapted", "raw"):
             raise ValueError(
                 "second_moment must be 'adapted' or 'raw'. "
@@ -86,7 +88,7 @@ class GSNRAdam(AdamMoments, GSNROptimizer):
         beta_2=0.999,
         beta_3=0.9,
         epsilon=1e-7,
-        second_moment="adapted",
+        second_moment=None,
         **kwargs,
     ):
         super().__init__(learning_rate, **kwargs)

@@ -16,6 +16,7 @@ from gsnr_tf.optimizers.exclusions import (
 )
 from gsnr_tf.sharding import BUCKET_BYTES, Slices, Whole
 from gsnr_tf.sharding.watch import Watch
+from gsnr_tf.stats import ESTIMATORS
 
 # Below this many samples the mean of r has no finite expectation to speak of.
 _SOUND_SAMPLES = 8
@@ -37,7 +38,13 @@ class Step(NamedTuple):
 
 COMMON_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). Defaults to 0.1.
         ceiling: Float, at least `gamma`. Upper bound of the multiplier. With
-            `gamma=1, ceiling=1` the optimizer is its base optimizer. Defaults to 1.
+            `gamma=1, ceiling=1` the optimizer is its base optimizer. Defaults to 1, with
+            `estimator="robust"` to 1/gamma.
+        estimator: What the multiplier is made of, before it is divided by its mean over
+            the variable: "paper", the GSNR r = mean²/variance, or "robust", the share
+            of signal in the squared mean, mean²/(mean² + variance/(k−1)), which keeps
+            its worth with few samples. gsnr_tf/compare/EVIDENCE.md has what was
+            measured of both. Defaults to "paper".
         weight_decay: Float or `None`.
         exclude_from_weight_decay: List of regular expressions, searched in
             `variable.path`: which variables are not decayed. An empty list excludes
@@ -90,7 +97,8 @@ class GSNROptimizer(DistributedStep):
         self,
         learning_rate,
         gamma=0.1,
-        ceiling=1.0,
+        ceiling=None,
+        estimator="paper",
         exclude_from_weight_decay=None,
         communicator="auto",
         sample="auto",
@@ -102,6 +110,9 @@ class GSNROptimizer(DistributedStep):
         super().__init__(learning_rate, **keras_arguments)
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must be in (0, 1]. Received: gamma={gamma}")
+        _check_choice("estimator", estimator, tuple(ESTIMATORS))
+        if ceiling is None:
+            ceiling = 1 / gamma if estimator == "robust" else 1.0
         if not ceiling >= gamma:
             raise ValueError(
                 "ceiling must be at least gamma. "
@@ -117,6 +128,7 @@ class GSNROptimizer(DistributedStep):
             raise ValueError(f"bucket_bytes must be positive. Received: {bucket_bytes}")
         self.gamma = gamma
         self.ceiling = ceiling
+        self.estimator = estimator
         self.communicator = communicator
         self.sample = sample
         self.sharding = sharding
@@ -372,6 +384,7 @@ class GSNROptimizer(DistributedStep):
             **super().get_config(),
             "gamma": self.gamma,
             "ceiling": self.ceiling,
+            "estimator": self.estimator,
             "exclude_from_weight_decay": as_list(self._not_decayed),
             "communicator": self.communicator,
             "sample": self.sample,

@@ -36,7 +36,7 @@ class GSNRLamb(AdamMoments, LayerAdaptedOptimizer):
         beta_2=0.999,
         beta_3=0.9,
         epsilon=1e-6,
-        second_moment="adapted",
+        second_moment=None,
         **kwargs,
     ):
         super().__init__(learning_rate, **kwargs)

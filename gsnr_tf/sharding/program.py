@@ -9,7 +9,14 @@ import functools
 import tensorflow as tf
 
 from gsnr_tf.sharding import watch
-from gsnr_tf.stats import Moments, clip_multiplier, countable, gsnr, pooled
+from gsnr_tf.stats import (
+    ESTIMATORS,
+    Moments,
+    clip_multiplier,
+    countable,
+    gsnr_of_share,
+    pooled,
+)
 
 
 class Program:
@@ -52,6 +59,8 @@ class Program:
     def _statistics(self, means, spreads, weights, equal_weight, number):
         """Mean, r, and `[variables, 4]`: Σ r, how many count, Σ mean², Σ variance.
 
+        r is what the optimizer's estimator gives.
+
         Args:
             means: `[workers, elements]`, each worker's mean gradient.
             spreads: The same of Σ w(g − mean)² within each worker, or `None` for 0.
@@ -73,7 +82,7 @@ class Program:
 
     def _weigh(self, mean, variance, number):
         """r, and the sums of `statistics`."""
-        r = gsnr(mean, variance, number)
+        r = ESTIMATORS[self._optimizer.estimator](mean, variance, number)
         finite, counted = countable(mean, variance, r)
         return r, self._part.sums(finite, counted, mean * mean, variance)
 
@@ -132,6 +141,8 @@ class Program:
             picked, theta, mean, r, slots, sums, scales, rate, t
         )
         bounds = (optimizer.gamma, optimizer.ceiling)
+        if optimizer.estimator == "robust":
+            r = gsnr_of_share(r, optimizer.samples)
         return watch.sums_and_counts(picked, mean, r, multiplier, bounds, theta, u)
 
     def table(self, sums, seen, rate, t):

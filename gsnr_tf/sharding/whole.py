@@ -70,6 +70,7 @@ class Whole:
             samples=optimizer.samples,
             gamma=optimizer.gamma,
             ceiling=optimizer.ceiling,
+            estimator=optimizer.estimator,
         )
         means, variances = self._layout.unpack(mean), self._layout.unpack(variance)
         multipliers = [weigh(m, v) for m, v in zip(means, variances)]

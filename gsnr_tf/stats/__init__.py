@@ -1,6 +1,24 @@
 """The mathematics of samples: pure functions on tensors, with no rank and no Keras."""
 
-from gsnr_tf.stats.gsnr import clip_multiplier, countable, gsnr, multiplier
+from gsnr_tf.stats.gsnr import (
+    ESTIMATORS,
+    clip_multiplier,
+    countable,
+    gsnr,
+    gsnr_of_share,
+    multiplier,
+    signal_share,
+)
 from gsnr_tf.stats.moments import Moments, pooled
 
-__all__ = ["Moments", "clip_multiplier", "countable", "gsnr", "multiplier", "pooled"]
+__all__ = [
+    "ESTIMATORS",
+    "Moments",
+    "clip_multiplier",
+    "countable",
+    "gsnr",
+    "gsnr_of_share",
+    "multiplier",
+    "pooled",
+    "signal_share",
+]

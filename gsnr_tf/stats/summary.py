@@ -18,8 +18,8 @@ MULTIPLIER_BINS = 20
 # Sums over the elements of a variable, but for the last. An element is informative here
 # when ḡ is not 0: elsewhere no multiplier moves anything.
 FIELDS = (
-    "r",  # r, where it is finite
-    "finite",  # elements where r is finite and mean or variance not 0
+    "r",  # what the estimator gives, r or the share of signal, where it is finite
+    "finite",  # elements where that is finite and mean or variance not 0
     "mean_sq",  # ḡ²
     "variance",  # σ²
     "informative",  # informative elements

@@ -6,7 +6,7 @@ import pytest
 RULES = {
     "lamb": ("GSNRLamb", {"global_clipnorm": 1.0, "weight_decay": 0.01}),
     "lars": ("GSNRLars", {"weight_decay": 0.01}),
-    "adam": ("GSNRAdam", {"clipvalue": 0.5, "second_moment": "raw", "ceiling": 10.0}),
+    "adam": ("GSNRAdam", {"clipvalue": 0.5, "estimator": "robust"}),
 }
 # Small ones share a bucket; with this bucket size one tensor travels alone.
 SHAPES = [(), (7,), (90, 120), (120,), (4, 3, 8), (200,)]

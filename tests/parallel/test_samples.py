@@ -6,6 +6,7 @@ import pytest
 OPTIMIZERS = {
     "sgd": ("GSNRSGD", {"momentum": 0.9, "weight_decay": 0.01}),
     "adam": ("GSNRAdam", {"weight_decay": 0.01}),
+    "robust": ("GSNRAdam", {"weight_decay": 0.01, "estimator": "robust"}),
     "lars": ("GSNRLars", {"weight_decay": 0.01}),
     "lamb": ("GSNRLamb", {"weight_decay": 0.01, "global_clipnorm": 1.0}),
 }

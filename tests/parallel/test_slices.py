@@ -91,6 +91,13 @@ def test_slices_equal_whole_variables(on_ranks, rule, ranks, steps):
     assert_alike(on_ranks(ranks, both_ways, *RULES[rule], steps, SHAPES, None, None))
 
 
+@pytest.mark.parametrize("ranks, steps", [(2, 2), (3, None)])
+def test_so_they_do_with_the_robust_estimator(on_ranks, ranks, steps):
+    name, arguments = RULES["lamb"]
+    arguments = {**arguments, "estimator": "robust"}
+    assert_alike(on_ranks(ranks, both_ways, name, arguments, steps, SHAPES, None, None))
+
+
 @pytest.mark.parametrize("ranks", [4])
 def test_a_rank_may_own_nothing(on_ranks, ranks):
     """Three blocks for four ranks."""

@@ -31,6 +31,10 @@ def variable():
         ),
         ({"ceiling": float("nan")}, "Received: ceiling=nan"),
         (
+            {"estimator": "literal"},
+            r"estimator must be one of \('paper', 'robust'\). Received: 'literal'",
+        ),
+        (
             {"clipnorm": 1.0, "clipvalue": 2.0},
             "Only one of .* can be set. Received: clipnorm=1.0, clipvalue=2.0",
         ),
@@ -64,7 +68,7 @@ def test_at_construction(row, arguments, message):
     "name, arguments, message",
     [
         ("adam", {"second_moment": "row"}, "'adapted' or 'raw'.*second_moment='row'"),
-        ("lamb", {"second_moment": None}, "'adapted' or 'raw'.*second_moment=None"),
+        ("lamb", {"second_moment": False}, "'adapted' or 'raw'.*second_moment=False"),
         ("adam", {"beta_3": 1.0}, r"beta_3 must be in \[0, 1\). Received: beta_3=1.0"),
         ("lamb", {"beta_1": -0.1}, r"beta_1 must be in \[0, 1\). Received: beta_1=-0.1"),
         ("sgd", {"momentum": 1.5}, r"momentum must be in \[0, 1\]. Received: 1.5"),

@@ -60,8 +60,11 @@ def trained(optimizer, problem):
 
 
 @pytest.mark.parametrize("decay", [None, 0.1])
-@pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
-def test_sgd_to_the_bit(momentum, nesterov, decay):
+@pytest.mark.parametrize(
+    "momentum, nesterov, estimator",
+    [(0.0, False, "paper"), (0.9, False, "robust"), (0.9, True, "paper")],
+)
+def test_sgd_to_the_bit(momentum, nesterov, estimator, decay):
     arguments = {
         "learning_rate": 0.1,
         "momentum": momentum,
@@ -70,7 +73,10 @@ def test_sgd_to_the_bit(momentum, nesterov, decay):
         "gradient_accumulation_steps": 2,
     }
     assert_same(
-        trained(gsnr_tf.GSNRSGD(gamma=1.0, **arguments), coarse(EVERYTHING)),
+        trained(
+            gsnr_tf.GSNRSGD(gamma=1.0, estimator=estimator, **arguments),
+            coarse(EVERYTHING),
+        ),
         trained(keras.optimizers.SGD(**arguments), coarse(EVERYTHING)),
     )
 
@@ -95,9 +101,12 @@ def test_adamw(second_moment):
     )
 
 
+@pytest.mark.parametrize("estimator", ["paper", "robust"])
 @pytest.mark.parametrize("name", ["GSNRAdam", "GSNRLamb"])
-def test_a_multiplier_of_one_averages_to_exactly_one(name):
-    optimizer = getattr(gsnr_tf, name)(gamma=1.0, gradient_accumulation_steps=2)
+def test_a_multiplier_of_one_averages_to_exactly_one(name, estimator):
+    optimizer = getattr(gsnr_tf, name)(
+        gamma=1.0, gradient_accumulation_steps=2, estimator=estimator
+    )
     trained(optimizer, coarse(PROBLEMS["model"]))
     for multiplier in values(optimizer._slots["multiplier"]):
         assert np.all(multiplier == 1)

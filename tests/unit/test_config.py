@@ -160,6 +160,7 @@ def test_a_scheduler_names_the_parameters_it_lacks():
     "path, value",
     [
         ("gsnr.gamma", 0.5),
+        ("gsnr.estimator", "robust"),
         ("zero_optimization.stage", 1),
         ("zero_optimization.reduce_bucket_size", 1000),
         ("communication_data_type", "fp16"),

@@ -367,12 +367,13 @@ def test_keys_reach_the_optimizer():
     engine = make(
         optimizer={"type": "GSNRAdam", "params": {"betas": [0.8, 0.9], "eps": 1e-3}},
         gradient_clipping=0.5,
-        gsnr={"gamma": 0.2, "ceiling": 3.0},
+        gsnr={"gamma": 0.2, "ceiling": 3.0, "estimator": "robust"},
         zero_optimization={"stage": 2},
     )
     optimizer = engine.optimizer
     assert (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon) == (0.8, 0.9, 1e-3)
     assert (optimizer.gamma, optimizer.ceiling) == (0.2, 3.0)
+    assert (optimizer.estimator, optimizer.second_moment) == ("robust", "raw")
     assert optimizer.global_clipnorm == 0.5
     assert optimizer.gradient_accumulation_steps == 8
     # One rank has nothing to divide.

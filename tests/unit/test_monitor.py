@@ -11,7 +11,7 @@ import gsnr_tf
 from gsnr_tf.callbacks import GSNRMonitor
 from gsnr_tf.monitor.keys import KEYS
 from gsnr_tf.monitor.run import Run
-from gsnr_tf.stats.summary import FIELDS
+from gsnr_tf.stats.summary import FIELDS, R_EDGES
 from tests import reference
 from tests.problems import PROBLEMS, VARIANTS, feed, values
 
@@ -66,10 +66,15 @@ def test_nobody_pays_who_does_not_watch(tmp_path):
     assert "Timestamp" not in operations(False)
 
 
-def test_the_record_is_that_of_the_samples():
+@pytest.mark.parametrize("estimator, ceiling", [("paper", 2.0), ("robust", 1.0625)])
+def test_the_record_is_that_of_the_samples(estimator, ceiling):
     problem = PROBLEMS["some agree"]
     optimizer = gsnr_tf.GSNRLamb(
-        0.125, gradient_accumulation_steps=4, ceiling=2.0, global_clipnorm=0.5
+        0.125,
+        gradient_accumulation_steps=4,
+        ceiling=ceiling,
+        estimator=estimator,
+        global_clipnorm=0.5,
     )
     variables = problem.variables()
     optimizer.build(variables)
@@ -83,19 +88,25 @@ def test_the_record_is_that_of_the_samples():
         update, samples_, steps, summary, times = optimizer.watched()
         of = dict(zip(FIELDS, summary.sums[0]))
         mean, variance = reference.statistics(np.array([one[0] for one in samples]))
-        multiplier = reference.multiplier(mean, variance, 0.1, 2.0)
         agreed = variance < 1e-12
         assert (update, samples_, steps) == (2, 4, 4) and agreed.any() and not agreed.all()
         r = mean[~agreed] ** 2 / variance[~agreed]
+        if estimator == "paper":
+            averaged = r
+            multiplier = reference.multiplier(mean, variance, 0.1, ceiling)
+        else:
+            averaged = mean**2 / (mean**2 + variance / 3)
+            multiplier = reference.robust_multiplier(mean, variance, 4, 0.1, ceiling)
+            assert 0 < np.sum(multiplier == ceiling) < mean.size
         expected = {
-            "r": r.sum(),
-            "finite": r.size,
+            "r": averaged.sum(),
+            "finite": averaged.size,
             "mean_sq": np.sum(mean**2),
             "variance": np.sum(variance),
             "informative": mean.size,
             "multiplier": multiplier.sum(),
             "at_floor": np.sum(multiplier == 0.1),
-            "at_ceiling": np.sum(multiplier == 2.0),
+            "at_ceiling": np.sum(multiplier == ceiling),
             "theta_sq": np.sum(before**2),
         }
         for field, value in expected.items():
@@ -105,7 +116,10 @@ def test_the_record_is_that_of_the_samples():
         assert moved == pytest.approx(0.125 * of["phi"] * np.sqrt(of["u_sq"]), rel=1e-4)
         assert of["phi"] == pytest.approx(np.sqrt(of["theta_sq"] / of["u_sq"]), rel=1e-5)
         assert summary.r_counts.sum() == summary.multiplier_counts.sum() == mean.size
+        # r itself, whatever the multiplier is made of.
         assert summary.r_counts[0, -1] == agreed.sum()
+        in_bins, _ = np.histogram(r, R_EDGES)
+        np.testing.assert_array_equal(summary.r_counts[0, 1:-1], in_bins)
         assert times == sorted(times)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gsnr_tf.stats import Moments, gsnr, multiplier
+from gsnr_tf.stats import Moments, gsnr, gsnr_of_share, multiplier, signal_share
 from tests import reference
 
 often = settings(max_examples=60, deadline=None, database=None, derandomize=True)
@@ -52,12 +52,14 @@ def merged(groups):
     return Moments(weight, mean, sum(part.spread_about(mean) for part in parts))
 
 
-def multiplier_of(samples, gamma=0.1, ceiling=1.0):
+def multiplier_of(samples, gamma=0.1, ceiling=1.0, estimator="paper"):
     moments = moments_of(samples)
-    r = multiplier(
-        moments.mean, moments.spread / moments.weight, len(samples), gamma, ceiling
-    )
+    variance = moments.spread / moments.weight
+    r = multiplier(moments.mean, variance, len(samples), gamma, ceiling, estimator)
     return moments.mean.numpy(), r.numpy()
+
+
+either = pytest.mark.parametrize("estimator", ["paper", "robust"])
 
 
 # float32 keeps 6e-8 of the samples: at 1e4 deviations, that is 6e-4 of one.
@@ -72,10 +74,15 @@ def test_variance_far_from_zero(ratio, bound, groups):
     assert error <= bound
 
 
+@either
 @often
-@given(sets_of_samples(EDGES), st.sampled_from([0.01, 0.1, 1.0]), st.sampled_from([1, 10]))
-def test_multiplier_is_within_its_bounds(samples, gamma, ceiling):
-    mean, r = multiplier_of(samples, gamma, ceiling)
+@given(
+    samples=sets_of_samples(EDGES),
+    gamma=st.sampled_from([0.01, 0.1, 1.0]),
+    ceiling=st.sampled_from([1, 10]),
+)
+def test_multiplier_is_within_its_bounds(estimator, samples, gamma, ceiling):
+    mean, r = multiplier_of(samples, gamma, ceiling, estimator)
     # A mean that is not finite means that the step is skipped.
     if np.isfinite(mean).all():
         assert np.all((r >= np.float32(gamma)) & (r <= np.float32(ceiling))), r
@@ -88,6 +95,8 @@ def test_multiplier_of_any_mean_and_variance(pair, samples):
     r = multiplier(tf.constant(mean), tf.constant(variance), samples, 0.1, 1.0).numpy()
     assert np.all((r >= np.float32(0.1)) & (r <= 1)), r
     assert not np.isnan(gsnr(tf.constant(mean), tf.constant(variance), samples)).any()
+    share = signal_share(tf.constant(mean), tf.constant(variance), samples).numpy()
+    assert np.all((share >= 0) & (share <= 1)), share
 
 
 def test_a_variance_that_overflows_sits_on_the_floor():
@@ -107,11 +116,36 @@ def test_samples_that_agree_get_the_ceiling(samples, shared, ceiling):
     assert r[0] == ceiling
 
 
+@either
 @often
-@given(sets_of_samples(ORDINARY), st.integers(-30, 30))
-def test_the_scale_of_the_gradient_does_not_matter(samples, exponent):
+@given(samples=sets_of_samples(ORDINARY), exponent=st.integers(-30, 30))
+def test_the_scale_of_the_gradient_does_not_matter(estimator, samples, exponent):
     scaled = samples * np.float32(2.0**exponent)
-    np.testing.assert_array_equal(multiplier_of(scaled)[1], multiplier_of(samples)[1])
+    np.testing.assert_array_equal(
+        multiplier_of(scaled, estimator=estimator)[1],
+        multiplier_of(samples, estimator=estimator)[1],
+    )
+
+
+@pytest.mark.parametrize("k, below", [(2, 0.1436), (3, 0.1481), (8, 0.1497)])
+def test_few_samples_of_noise_leave_most_of_the_robust_multiplier_off_the_floor(k, below):
+    """Of noise, q is t²/(t² + 1) with Student's t of k − 1 degrees of freedom.
+
+    `below` is its distribution function at a tenth of its mean.
+    """
+    samples = np.random.default_rng(k).normal(size=(k, 200_000)).astype("float32")
+    _, robust = multiplier_of(samples, ceiling=10.0, estimator="robust")
+    assert np.mean(robust == np.float32(0.1)) == pytest.approx(below, abs=0.004)
+    if k == 2:
+        _, paper = multiplier_of(samples, ceiling=10.0)
+        assert np.mean(paper == np.float32(0.1)) > 0.95
+
+
+def test_r_from_its_share():
+    mean = tf.constant([0.0, 1e-3, 1.0, 30.0, 2.0])
+    variance = tf.constant([1.0, 1.0, 2.0, 1.0, 0.0])
+    found = gsnr_of_share(signal_share(mean, variance, 4), 4)
+    np.testing.assert_allclose(found, [0.0, 1e-6, 0.5, 900.0, np.inf], rtol=1e-3)
 
 
 def assert_moments(found, expected, scale):
@@ -151,13 +185,18 @@ def test_weighted_moments(samples, data):
     assert_moments(moments, expected, max(np.abs(samples).max(), 1.0) * 8)
 
 
+@either
 @often
-@given(sets_of_samples(ORDINARY))
-def test_multiplier_equals_the_reference(samples):
-    mean, r = multiplier_of(samples, ceiling=10.0)
+@given(samples=sets_of_samples(ORDINARY))
+def test_multiplier_equals_the_reference(estimator, samples):
+    mean, r = multiplier_of(samples, ceiling=10.0, estimator=estimator)
     exact_mean, variance = reference.statistics(samples)
     # A mean that cancels has no digits of its own in float32.
     known = (np.abs(exact_mean) > 1e-3) | (exact_mean == mean)
-    expected = reference.multiplier(exact_mean, variance, 0.1, 10.0)
+    if estimator == "paper":
+        expected = reference.multiplier(exact_mean, variance, 0.1, 10.0)
+    else:
+        k = len(samples)
+        expected = reference.robust_multiplier(exact_mean, variance, k, 0.1, 10.0)
     if known.all():
         np.testing.assert_allclose(r, expected, rtol=2e-3)

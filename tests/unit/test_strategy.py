@@ -13,7 +13,7 @@ SHAPES = [(5, 3), (3,), ()]
 OPTIMIZERS = {
     "sgd": (gsnr_tf.GSNRSGD, {"momentum": 0.9, "weight_decay": 0.01}),
     "adam": (gsnr_tf.GSNRAdam, {"weight_decay": 0.01, "use_ema": True}),
-    "lars": (gsnr_tf.GSNRLars, {"weight_decay": 0.01}),
+    "lars": (gsnr_tf.GSNRLars, {"weight_decay": 0.01, "estimator": "robust"}),
     "lamb": (gsnr_tf.GSNRLamb, {"weight_decay": 0.01, "global_clipnorm": 1.0}),
 }
 
