@@ -18,7 +18,7 @@ class FashionMNIST(Task):
 
     metric, higher_is_better, target = "accuracy", True, 0.85
     loss = "sparse_categorical_crossentropy"
-    learning_rates = {"adam": 0.003, "lamb": 0.01}
+    learning_rates = {"adam": 0.01, "lamb": 0.04}
 
     def load(self):
         return Data(*(Split(*part) for part in fashion_mnist.load()))
