@@ -156,7 +156,7 @@ def _check_params(rule, params, unsupported, more=()):
 def check_together(config):
     """Raises ValueError where sections of the configuration contradict each other."""
     rule = optimizer_class(config.optimizer.type)
-    for key in ("gamma", "ceiling", "monitor_interval"):
+    for key in ("gamma", "ceiling", "monitor_interval", "batch_ramp"):
         if getattr(config.gsnr, key) is None:
             continue
         if not is_gsnr(rule):
@@ -166,6 +166,7 @@ def check_together(config):
             )
         if key in config.optimizer.params:
             raise ValueError(f"gsnr.{key} is also in optimizer.params; leave one out.")
+    _check_ramp(config)
     stage, bucket = (
         config.zero_optimization.stage,
         config.zero_optimization.reduce_bucket_size,
@@ -189,4 +190,22 @@ def check_together(config):
         raise ValueError(
             "gradient_clipping excludes clipnorm and clipvalue in optimizer.params;"
             " keep one."
+        )
+
+
+def _check_ramp(config):
+    ramp, interval = config.gsnr.batch_ramp, config.gsnr.monitor_interval
+    if ramp is None:
+        return
+    if config.scheduler:
+        raise ValueError(
+            "gsnr.batch_ramp sets the learning rate, and a scheduler would overrule it."
+            f" Received: scheduler.type={config.scheduler.type!r}. Leave `scheduler`"
+            " out: the rate is the optimizer's `lr` at first, and `scaling` says how"
+            " it grows."
+        )
+    if ramp.every and interval and ramp.every != interval:
+        raise ValueError(
+            "gsnr.batch_ramp looks at what gsnr.monitor_interval records. Received:"
+            f" every={ramp.every} and monitor_interval={interval}. Leave `every` out."
         )

@@ -245,7 +245,8 @@ class GSNROptimizer(DistributedStep):
 
     def reduce_whole(self, moments, equal_weight):
         """The reduction of `DistributedStep`, for all parameters at once."""
-        return super()._reduce(moments, equal_weight)
+        finite, (means, variances, _) = super()._reduce(moments, equal_weight)
+        return finite, (means, variances)
 
     def _end_update(self):
         self._parts.end_update()

@@ -44,6 +44,9 @@ flops_profiler.module_depth flops_profiler.top_modules flops_profiler.detailed
 """.split()
 
 
+RAMP = {"max_train_batch_size": 256}
+
+
 def changed(path, value, config=GOOD):
     """The configuration with one key set, a dotted path."""
     first, _, rest = path.partition(".")
@@ -89,6 +92,7 @@ def test_the_schema_is_valid_and_agrees_with_the_reader():
         ("zero_optimization.reduce_bucketsize", "reduce_bucket_size"),
         ("optimizer.parms", "params"),
         ("gsnr.gama", "gamma"),
+        ("gsnr.batch_ramp.shar", "share"),
     ],
 )
 def test_unknown_keys_at_any_level_name_the_nearest(path, meant):
@@ -140,10 +144,30 @@ def test_stage_3_and_one_bit_optimizers_say_what_to_do():
         ("bf16", {"enabled": True}, "fp16 and bf16 exclude each other"),
         ("fp16.min_loss_scale", 1e6, "above the initial scale"),
         ("fp16.enabled", 1, "should be a valid boolean. Received: 1"),
+        ("gsnr.batch_ramp", {}, "max_train_batch_size: this section or key is needed"),
+        ("gsnr.batch_ramp", RAMP, "Received: scheduler.type='WarmupLR'. Leave"),
     ],
 )
 def test_wrong_values_say_what_was_received_and_what_would_work(path, value, told):
     assert told in refused(changed(path, value))
+
+
+def test_a_ramp_looks_at_what_the_monitor_records():
+    plain = {k: v for k, v in GOOD.items() if k != "scheduler"}
+    ramp = {"batch_ramp": {**RAMP, "every": 3}}
+    read({**plain, "gsnr": {**ramp, "monitor_interval": 3}})
+    message = refused({**plain, "gsnr": {**ramp, "monitor_interval": 4}})
+    assert "every=3 and monitor_interval=4. Leave `every` out" in message
+
+
+def test_a_ramp_needs_room_and_is_explained():
+    plain = {k: v for k, v in GOOD.items() if k != "scheduler"}
+    found = read({**plain, "gsnr": {"batch_ramp": {"max_train_batch_size": 300}}})
+    told = dict(explain(found, 2))
+    assert told["gsnr.batch_ramp"] == "64 > 128 > 256 examples an update"
+    found = read({**plain, "gsnr": {"batch_ramp": {"max_train_batch_size": 127}}})
+    with pytest.raises(ConfigError, match="Set max_train_batch_size to 128 or more"):
+        found.batch(2)
 
 
 def test_the_optimizer_is_needed():
@@ -160,6 +184,7 @@ def test_a_scheduler_names_the_parameters_it_lacks():
     "path, value",
     [
         ("gsnr.gamma", 0.5),
+        ("gsnr.batch_ramp", {"max_train_batch_size": 64}),
         ("zero_optimization.stage", 1),
         ("zero_optimization.reduce_bucket_size", 1000),
         ("communication_data_type", "fp16"),
