@@ -48,6 +48,8 @@ def resolve(train, micro, accumulation, ranks):
     Raises:
         ConfigError: They contradict each other, do not divide, or too few are given.
     """
+    if ranks < 1:
+        raise ConfigError(f"A job has at least 1 rank. Received: {ranks}")
     given = (train, micro, accumulation)
     if train is None and micro is None:
         raise ConfigError(

@@ -24,7 +24,9 @@ Positive = Annotated[float, Field(gt=0)]
 class Section(pydantic.BaseModel):
     """Base of all sections: nothing unknown, nothing converted, nothing changed."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False
+    )
 
 
 class Optimizer(Section):
@@ -96,7 +98,7 @@ class FP16(Section):
         ),
     )
     initial_scale_power: Natural = Field(
-        default=16, description="The dynamic scale begins at 2 to this power."
+        default=16, le=127, description="The dynamic scale begins at 2 to this power."
     )
     loss_scale_window: Count = Field(
         default=1000,

@@ -257,9 +257,10 @@ class Engine:
             return None, {}
         found = checkpoint.load(load_dir, tag, self.model, self._comm)
         if found is None:
-            warnings.warn(
-                f"{load_dir} has no checkpoint: training begins.", stacklevel=2
-            )
+            if comm.rank() == 0:
+                warnings.warn(
+                    f"{load_dir} has no checkpoint: training begins.", stacklevel=2
+                )
             return None, {}
         path, counters, client_state = found
         self._updates.restore(counters)

@@ -7,6 +7,7 @@ import pytest
 
 from gsnr_tf import cli
 from gsnr_tf.engine import ConfigError, explain, read, schema
+from gsnr_tf.engine.build import optimizer_arguments
 
 GOOD = {
     "train_batch_size": 64,
@@ -144,6 +145,16 @@ def test_stage_3_and_one_bit_optimizers_say_what_to_do():
         ("bf16", {"enabled": True}, "fp16 and bf16 exclude each other"),
         ("fp16.min_loss_scale", 1e6, "above the initial scale"),
         ("fp16.enabled", 1, "should be a valid boolean. Received: 1"),
+        ("fp16.initial_scale_power", 128, "less than or equal to 127. Received: 128"),
+        ("gradient_clipping", float("inf"), "should be a finite number. Received: inf"),
+        ("optimizer.params.lr", "0.1", "params.lr must be a number. Received: '0.1'"),
+        ("optimizer.params.lr", None, "params.lr must be a number. Received: None"),
+        ("optimizer.params.lr", "auto", "params.lr: 'auto' is not filled in by anyone"),
+        ("optimizer.params.weight_decay", "x", "weight_decay must be a number"),
+        ("optimizer.params.use_ema", 1, "use_ema must be true or false. Received: 1"),
+        ("optimizer.params.betas", ["a", 1], "params.betas must be two numbers"),
+        ("optimizer", "Adam", "an object of the keys type, params. Received: 'Adam'"),
+        ("scheduler.params.warmup_max_lr", "a", "warmup_max_lr must be a number"),
         ("gsnr.batch_ramp", {}, "max_train_batch_size: this section or key is needed"),
         ("gsnr.batch_ramp", RAMP, "Received: scheduler.type='WarmupLR'. Leave"),
     ],
@@ -206,6 +217,15 @@ def test_all_mistakes_are_told_at_once():
     ]
 
 
+def test_rates_may_be_written_as_integers():
+    found = read(changed("optimizer.params.lr", 1))
+    rule, arguments = optimizer_arguments(found, found.batch(2))
+    rule(**arguments)
+    plain = {k: v for k, v in GOOD.items() if k != "scheduler"}
+    found = read(changed("optimizer.params.lr", 1, plain))
+    assert optimizer_arguments(found, found.batch(2))[1]["learning_rate"] == 1.0
+
+
 def test_integers_may_be_written_as_in_5e8():
     config = changed("zero_optimization.reduce_bucket_size", 5e8)
     assert read(config).zero_optimization.reduce_bucket_size == 500_000_000
@@ -229,6 +249,17 @@ def test_what_is_not_json_says_where(tmp_path, text, told):
     path.write_text(text)
     message = refused(path)
     assert told in message and "config.json" in message
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(GOOD), encoding="utf-8-sig")
+    assert read(path) == read(GOOD)
+
+
+def test_a_job_has_ranks():
+    with pytest.raises(ConfigError, match="at least 1 rank. Received: 0"):
+        read(GOOD).batch(0)
 
 
 def test_a_missing_file_is_named(tmp_path):
