@@ -180,15 +180,17 @@ def _check_kinds(rule, params, other_names=()):
         if name not in defaults or value is None and defaults[name] is None:
             continue
         default = defaults[name]
+        needed = default is inspect.Parameter.empty
         if isinstance(default, bool):
             kind, fits = "true or false", isinstance(value, bool)
-        elif name in _NUMBERS or _is_number(default) or default is inspect.Parameter.empty:
+        elif needed or name in _NUMBERS or _is_number(default):
             kind, fits = "a number", _is_number(value)
         else:
             continue
         if value == "auto":
             raise ValueError(
-                f"params.{key}: 'auto' is not filled in by anyone here. Write the value."
+                f"params.{key}: 'auto' is not filled in by anyone here. Write the"
+                " value."
             )
         if not fits:
             raise ValueError(f"params.{key} must be {kind}. Received: {value!r}")

@@ -313,8 +313,8 @@ class Engine:
     def get_global_grad_norm(self):
         """2-norm of the last update's mean gradient, before clipping, a float.
 
-        `None` before the first update; with optimizers of Keras also between loading a
-        checkpoint and the next update.
+        `None` before the first update; with optimizers of Keras, the first of this
+        process.
         """
         norm = float(self._inner.gradient_norm)
         known = int(self.optimizer.iterations) and not math.isnan(norm)

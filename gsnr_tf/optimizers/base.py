@@ -170,8 +170,8 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
     @property
     def gradient_norm(self):
         """Scalar tensor: 2-norm of the mean gradient of all workers at the last update,
-        before clipping. Before the first it is 0, or NaN: since the start or loading,
-        for optimizers of Keras."""
+        before clipping. Before the first it is 0, or NaN with optimizers of Keras,
+        which do not save it."""
         return tf.sqrt(tf.convert_to_tensor(self._signal.value))
 
     def apply_gradients(self, grads_and_vars, examples=None):

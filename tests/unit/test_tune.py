@@ -138,12 +138,14 @@ def test_changes_reach_the_configuration_of_a_trial(monkeypatch):
 
 
 JOB = """
-import sys, gsnr_tf, keras, numpy as np
+import json, os, sys
+if json.loads(os.environ["GSNR_TF_TRIAL"])["changes"][sys.argv[4]] == 32:
+    raise MemoryError("too large")  # before TensorFlow takes its time
+import gsnr_tf, keras, numpy as np
 x = np.ones((64, 2), "float32")
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 engine = gsnr_tf.initialize(model, sys.argv[1], "mse", training_data=(x, x[:, :1]))
-if engine.train_micro_batch_size_per_gpu() == 32:
-    raise MemoryError("too large")
+assert engine.train_micro_batch_size_per_gpu() == 16
 engine.save_checkpoint("never")
 engine.fit(epochs=int(sys.argv[3]), verbose=0)
 """
@@ -169,6 +171,7 @@ def test_trials_of_a_script_and_what_is_written(tmp_path, monkeypatch, capsys):
         "config.json",
         "--epochs",
         "9",
+        "train_micro_batch_size_per_gpu",
     ]
     assert cli.main(command) == 0
     good, bad, _ = capsys.readouterr().out.splitlines()
