@@ -1,10 +1,10 @@
 """Train a DLRM on MovieLens clicks with a large batch, by GSNR-LAMB and by LAMB.
 
-    horovodrun -np 2 python keras_examples/movielens_dlrm.py
+    gsnr-tf run --np 2 keras_examples/movielens_dlrm.py
     python keras_examples/movielens_dlrm.py --accumulation-steps 8
 
 Both train on the same 8 samples per update and come out alike. The first prints (two
-CPU cores shared with other work, TensorFlow's notices and horovodrun's prefix left out):
+CPU cores shared with other work, TensorFlow's notices and the ranks' numbers left out):
 
     MovieLens 100k, DLRM, 10 epochs of 80,000 examples
     batch 16,000 = 8 samples of 2,000 (2 ranks x 4 micro-batches)
@@ -36,7 +36,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description="Train a DLRM on MovieLens clicks with a large batch, by GSNR-LAMB and by "
         "LAMB, from the same weights, on the same batches, with the same schedule.",
-        epilog="Under `horovodrun -np RANKS` every batch is shared out among the ranks, and an "
+        epilog="Under `gsnr-tf run --np RANKS` every batch is shared out among the ranks, and an "
         "update sees RANKS x ACCUMULATION_STEPS gradient samples (k), best 8 or more.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

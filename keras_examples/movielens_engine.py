@@ -1,7 +1,7 @@
 """Train the DLRM of movielens_dlrm.py by the engine: the job is a JSON file.
 
     python keras_examples/movielens_engine.py
-    horovodrun -np 2 python keras_examples/movielens_engine.py
+    gsnr-tf run --np 2 keras_examples/movielens_engine.py
 
 Both read movielens_engine.json and make the same 8 samples of 2,000 examples in every
 update, so that they print the same losses. Started again, it goes on where the last

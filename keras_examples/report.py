@@ -1,6 +1,6 @@
 """What the examples print and save: epoch lines, the final table, a plot, a JSON.
 
-Lines stay under 68 columns, since horovodrun puts its own prefix before each.
+Lines stay under 68 columns, since a prefix with the rank comes before each.
 """
 
 import json
@@ -34,7 +34,7 @@ def print_epoch(row, epochs):
 
 
 def say(text, end="\n"):
-    print(text, end=end, flush=True)  # horovodrun pipes the output: don't hold lines back
+    print(text, end=end, flush=True)  # a pipe under several ranks: don't hold lines back
 
 
 def finish(runs, args, ranks):

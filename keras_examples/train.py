@@ -1,7 +1,7 @@
 """Trains a task by one optimizer, with `compile` and `fit`: what the task files run.
 
     python keras_examples/vision_task.py SmallCNN
-    horovodrun -np 2 python keras_examples/vision_task.py SmallCNN --accumulation-steps 4
+    gsnr-tf run --np 2 keras_examples/vision_task.py SmallCNN --accumulation-steps 4
 
 The first prints (TensorFlow's notices left out):
 

@@ -45,6 +45,12 @@ def options():
     return parser
 
 
+def use_one_core():
+    """To be called first: more threads than cores would measure who gets them."""
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+
+
 def chosen(rule, dtypes):
     """Name and maker of each contender; the first is what others are compared to."""
     if RULES[rule][0]:

@@ -34,9 +34,7 @@ def measure(steps, rounds):
 def main(arguments=None):
     """Measures on this rank; rank 0 prints."""
     args = contenders.options().parse_args(arguments)
-    # A core for each rank, at best: more threads would measure who gets them.
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(2)
+    contenders.use_one_core()
     ranks = gsnr_tf.size()
     layers = contenders.shapes(args.elements, args.tensors)
     held = [tf.Variable(tf.random.normal(shape)) for shape in layers]

@@ -43,6 +43,8 @@ class BatchSizeRamp(keras.callbacks.Callback):
     Attributes:
         history: List of dicts, one for each doubling: "update", "accumulation",
             "joined", "learning_rate".
+        accumulation: Int, micro-batches of each worker that the batch has grown to;
+            `None` before training.
 
     Raises:
         ValueError: An argument is out of range; the optimizer is already built, or
@@ -77,6 +79,7 @@ class BatchSizeRamp(keras.callbacks.Callback):
         self.share = share
         self.every = every
         self.history = []
+        self.accumulation = None
         self._joined = tf.Variable(1, dtype=tf.int64, trainable=False)
 
     def batches(self, dataset):
@@ -123,28 +126,50 @@ class BatchSizeRamp(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._seen = int(keras.ops.convert_to_numpy(self._optimizer.iterations))
+        self.accumulation = int(self._optimizer.accumulation_steps)
         self._trace = noise_scale.Smoothed(_SMOOTHING)
         self._signal = noise_scale.Smoothed(_SMOOTHING)
         self._records = 0
 
     def on_train_batch_end(self, batch, logs=None):
+        self.look()
+
+    def look(self):
+        """Doubles the batch if an update on record says so. To be called between
+        updates."""
         if self._optimizer.watched_update() <= self._seen:
             return
         record = self._optimizer.watched()
         self._seen, samples, joined = record.update, record.samples, int(self._joined)
         # In units of a batch of the dataset, which all workers know alike.
-        size = self._optimizer.workers * record.accumulation * joined
-        s1, s2 = (record.summary.field(name).sum() for name in ("mean_sq", "variance"))
-        trace = self._trace.add(noise_scale.noise_trace(s2, samples, size / samples))
+        unit = self._optimizer.workers * joined
+        examples = unit * record.accumulation / samples
+        sums = (record.summary.field(name).sum() for name in ("mean_sq", "variance"))
+        s1, s2 = map(float, sums)
+        trace = self._trace.add(noise_scale.noise_trace(s2, samples, examples))
         signal = self._signal.add(noise_scale.signal_sq_norm(s1, s2, samples))
         self._records += 1
+        # An update may have been smaller, at the end of an epoch say.
+        self.accumulation = max(self.accumulation, record.accumulation)
+        size = unit * self.accumulation
         room = 2 * size <= self.share * noise_scale.noise_scale(trace, signal)
         if self._records >= _PATIENCE and room:
-            self._double(record.accumulation, joined, trace, signal, size)
+            self._double(joined, trace, signal, size)
 
-    def _double(self, accumulation, joined, trace, signal, size):
+    def state(self):
+        """What has been seen so far, a dict that JSON can hold."""
+        averages = {"trace": self._trace.state, "signal": self._signal.state}
+        return {"records": self._records, **averages}
+
+    def restore(self, state):
+        """Takes what `state` gave, of a job with the same batches of the dataset."""
+        self._records = state["records"]
+        self._trace.state, self._signal.state = state["trace"], state["signal"]
+
+    def _double(self, joined, trace, signal, size):
+        accumulation = self.accumulation
         if 2 * accumulation <= self.max_accumulation:
-            accumulation *= 2
+            self.accumulation = accumulation = 2 * accumulation
             self._optimizer.set_accumulation_steps(accumulation)
         elif 2 * joined <= self.max_joined:
             joined *= 2

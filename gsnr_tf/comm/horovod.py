@@ -2,11 +2,13 @@
 
 import os
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
 from gsnr_tf.comm.base import Communicator, native
 from gsnr_tf.comm.peers import Peers
+from gsnr_tf.comm.route import Route
 
 # A rank that waits for another longer than this is told so, then stopped, unless
 # the user chose otherwise: a job that hangs costs more than a job that fails.
@@ -15,6 +17,9 @@ _STALL_LIMITS = {
     "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800",
 }
 
+# So many ranks of a host send (r+1)/2 times the bytes of an allreduce through its link
+# if all ranks exchange at once, and twice as many without owners.
+_FEW = 3
 
 # Whether the ranks of an elastic job have met. One that comes late must not issue a
 # collective before: the others are elsewhere, and it would wait alone.
@@ -83,8 +88,9 @@ def load():
 class HorovodCommunicator(Communicator):
     """The ranks of a Horovod job, one worker each.
 
-    Each may own a part of what is divided into rows, as even as it goes: rank i of k
-    owns the rows from n·i/k to n·(i+1)/k.
+    Each may own a part of what is divided into rows, as even as it goes: part i of k
+    is the rows from n·i/k to n·(i+1)/k. Rank i owns part i; where several hosts have
+    several ranks each, parts go by host (`Route.by_host`).
     """
 
     has_owners = True
@@ -92,10 +98,21 @@ class HorovodCommunicator(Communicator):
     def __init__(self):
         self._hvd = load()
         self.workers = self._hvd.size()
-        # r ranks of a host send (r+1)/2 times the bytes of an allreduce through its
-        # link with owners, and twice those without. Within one host nothing is shared.
-        several_hosts = self._hvd.cross_size() > 1
-        self.owners_pay = not several_hosts or self._hvd.local_size() <= 3
+        self.route, self.owners_pay = self._way_to_owners()
+
+    def _way_to_owners(self):
+        """The `Route`, and whether it is worth while. Alike on all ranks."""
+        hvd = self._hvd
+        flat = Route.flat(hvd.rank(), self.workers)
+        alike = hvd.is_homogeneous()
+        if alike and 1 in (hvd.cross_size(), hvd.local_size()):
+            return flat, True
+        # In an elastic job the ranks that would have to agree may not be there yet.
+        if elastic():
+            return flat, alike and hvd.local_size() <= _FEW
+        places = self.gather((hvd.cross_rank(), hvd.local_rank()))
+        route = Route.by_host(hvd.rank(), places) if alike else None
+        return route or flat, bool(route) or max(seat for _, seat in places) < _FEW
 
     def run(self, step, *values):
         graph = tf.compat.v1.get_default_graph()
@@ -118,35 +135,53 @@ class HorovodCommunicator(Communicator):
         return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=name)
 
     def bounds(self, rows):
-        """Where the part of each rank begins, and, last, the number of rows."""
-        return [rows * rank // self.workers for rank in range(self.workers + 1)]
+        """Where each part begins, and, last, the number of rows."""
+        return [rows * part // self.workers for part in range(self.workers + 1)]
 
     def own_rows(self, rows):
         """First row of this rank's part, and the one after its last."""
-        bounds = self.bounds(rows)
-        return bounds[self._hvd.rank()], bounds[self._hvd.rank() + 1]
+        return tuple(self.bounds(rows)[self.route.part :][:2])
 
-    def to_owners(self, vector, bounds, name):
-        """Sends `[n]` in parts to their owners.
+    def to_owners(self, vector, cuts, level, name):
+        """Sends `[n]` in parts to the ranks of a level of the route.
 
         Args:
             vector: Tensor of this rank.
-            bounds: Where the part of each rank begins, and, last, n.
+            cuts: Where the part for each rank of the level begins, and, last, where
+                the last one ends; the first one is where the vector begins.
+            level: `Level`.
             name: As for `all_reduce`.
 
         Returns:
-            `[workers, own]`: what each rank had for this one.
+            `[ranks of the level, own]`: what each of them had for this one.
         """
-        splits = [stop - start for start, stop in zip(bounds, bounds[1:])]
+        splits = [0] * self.workers
+        for rank, start, stop in zip(level.ranks, cuts, cuts[1:]):
+            splits[rank] = stop - start
         wire = _on_the_wire(vector)
         received, _ = self._hvd.alltoall(wire, splits=splits, name=name)
         received = tf.bitcast(received, vector.dtype)
-        return tf.reshape(received, [self.workers, splits[self._hvd.rank()]])
+        return tf.reshape(received, [len(level.ranks), splits[self._hvd.rank()]])
 
-    def from_owners(self, part, name):
-        """Joins the parts `[own, ...]` of all ranks, in their order."""
+    def from_owners(self, part, bounds, name):
+        """Joins the parts of all ranks, in the order of parts.
+
+        Args:
+            part: `[own]`.
+            bounds: Where each part begins, and, last, where the last one ends.
+            name: As for `all_reduce`.
+        """
         joined = self._hvd.allgather(_on_the_wire(part), name=name)
-        return tf.bitcast(joined, part.dtype)
+        joined = tf.ensure_shape(tf.bitcast(joined, part.dtype), [bounds[-1]])
+        return self._in_order_of_parts(joined, bounds)
+
+    def _in_order_of_parts(self, joined, bounds):
+        owners = self.route.owners
+        if owners == sorted(owners):
+            return joined
+        sizes = np.diff(bounds)
+        by_rank = tf.split(joined, [sizes[owners.index(rank)] for rank in sorted(owners)])
+        return tf.concat([by_rank[rank] for rank in owners], axis=0)
 
     def peers(self, share):
         """See `Peers`; all ranks must call it at one point. `None` until they can."""

@@ -51,12 +51,15 @@ def run(args):
 
 
 def _tell(result):
-    tried = {k: v for k, v in result.changes.items() if v is not None}
+    tried = f"micro-batch {result.changes['train_micro_batch_size_per_gpu']}"
+    zero = result.changes.get("zero_optimization")
+    if zero:
+        tried += f", reduce_bucket_size {zero['reduce_bucket_size']}"
     if result.failure:
         told = f"failed: {result.failure}"
     else:
         told = f"{result.throughput:.0f} examples/s, {result.memory / 2**20:.0f} MiB"
-    print(f"{json.dumps(tried)}: {told}", flush=True)
+    print(f"{tried}: {told}", flush=True)
 
 
 def _write(source, folder, found):

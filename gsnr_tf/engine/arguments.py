@@ -21,6 +21,14 @@ _ELSEWHERE = {
     "communication_dtype": "use `communication_data_type`",
     "accumulation_steps": "use the key `gradient_accumulation_steps`",
 }
+# Numbers whose default is None.
+_NUMBERS = {
+    "weight_decay",
+    "clipnorm",
+    "clipvalue",
+    "ema_overwrite_frequency",
+    "cycle_second_step_size",
+}
 
 
 @functools.cache
@@ -51,16 +59,17 @@ def is_gsnr(rule):
 
 
 def accepted(rule):
-    """Names of the arguments of a constructor, base classes included."""
-    names = []
+    """Arguments of a constructor, base classes included, and their defaults."""
+    found = {}
     for base in rule.__mro__:
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(base.__init__).parameters.values()
-        names += [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
+        named = [p for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
+        found = {**{p.name: p.default for p in named}, **found}
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break
-    return {name for name in names if name != "self"}
+    return {name: default for name, default in found.items() if name != "self"}
 
 
 def in_keras_words(params):
@@ -83,9 +92,13 @@ def in_keras_words(params):
             rename(old, {new: params[old]})
     if "betas" in params:
         betas = params["betas"]
-        if not isinstance(betas, (list, tuple)) or len(betas) != 2:
+        pair = isinstance(betas, (list, tuple)) and len(betas) == 2
+        if not pair or not all(map(_is_number, betas)):
             raise ValueError(f"params.betas must be two numbers. Received: {betas!r}")
         rename("betas", {"beta_1": betas[0], "beta_2": betas[1]})
+    if isinstance(renamed.get("learning_rate"), int):
+        # Keras takes floats only, and JSON has 1 for 1.0.
+        renamed["learning_rate"] = float(renamed["learning_rate"])
     return renamed
 
 
@@ -104,6 +117,7 @@ def check_optimizer(name, params):
     _check_params(
         rule, words, deepspeed.OPTIMIZER_PARAMS, [*deepspeed.OPTIMIZER_ARGUMENTS]
     )
+    _check_kinds(rule, params, deepspeed.OPTIMIZER_ARGUMENTS)
     try:
         rule(**words)
     except (TypeError, ValueError) as error:
@@ -114,6 +128,7 @@ def check_scheduler(name, params):
     """Raises ValueError where a schedule of this name and arguments cannot be made."""
     rule = SCHEDULES[name]
     _check_params(rule, params, deepspeed.SCHEDULER_PARAMS)
+    _check_kinds(rule, params)
     missing = [
         p.name
         for p in inspect.signature(rule).parameters.values()
@@ -137,7 +152,7 @@ def make_schedule(name, params, learning_rate, accumulation_steps):
 
 
 def _check_params(rule, params, unsupported, more=()):
-    known = sorted(accepted(rule) - set(_ELSEWHERE))
+    known = sorted(set(accepted(rule)) - set(_ELSEWHERE))
     for key in params:
         if key in known:
             continue
@@ -153,10 +168,38 @@ def _check_params(rule, params, unsupported, more=()):
         )
 
 
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_kinds(rule, params, other_names=()):
+    """Raises ValueError for what is not a number, or not true or false, and must be."""
+    defaults = accepted(rule)
+    for key, value in params.items():
+        name = other_names[key] if key in other_names else key
+        if name not in defaults or value is None and defaults[name] is None:
+            continue
+        default = defaults[name]
+        needed = default is inspect.Parameter.empty
+        if isinstance(default, bool):
+            kind, fits = "true or false", isinstance(value, bool)
+        elif needed or name in _NUMBERS or _is_number(default):
+            kind, fits = "a number", _is_number(value)
+        else:
+            continue
+        if value == "auto":
+            raise ValueError(
+                f"params.{key}: 'auto' is not filled in by anyone here. Write the"
+                " value."
+            )
+        if not fits:
+            raise ValueError(f"params.{key} must be {kind}. Received: {value!r}")
+
+
 def check_together(config):
     """Raises ValueError where sections of the configuration contradict each other."""
     rule = optimizer_class(config.optimizer.type)
-    for key in ("gamma", "ceiling", "estimator", "monitor_interval"):
+    for key in ("gamma", "ceiling", "estimator", "monitor_interval", "batch_ramp"):
         if getattr(config.gsnr, key) is None:
             continue
         if not is_gsnr(rule):
@@ -166,6 +209,7 @@ def check_together(config):
             )
         if key in config.optimizer.params:
             raise ValueError(f"gsnr.{key} is also in optimizer.params; leave one out.")
+    _check_ramp(config)
     stage, bucket = (
         config.zero_optimization.stage,
         config.zero_optimization.reduce_bucket_size,
@@ -189,4 +233,22 @@ def check_together(config):
         raise ValueError(
             "gradient_clipping excludes clipnorm and clipvalue in optimizer.params;"
             " keep one."
+        )
+
+
+def _check_ramp(config):
+    ramp, interval = config.gsnr.batch_ramp, config.gsnr.monitor_interval
+    if ramp is None:
+        return
+    if config.scheduler:
+        raise ValueError(
+            "gsnr.batch_ramp sets the learning rate, and a scheduler would overrule it."
+            f" Received: scheduler.type={config.scheduler.type!r}. Leave `scheduler`"
+            " out: the rate is the optimizer's `lr` at first, and `scaling` says how"
+            " it grows."
+        )
+    if ramp.every and interval and ramp.every != interval:
+        raise ValueError(
+            "gsnr.batch_ramp looks at what gsnr.monitor_interval records. Received:"
+            f" every={ramp.every} and monitor_interval={interval}. Leave `every` out."
         )

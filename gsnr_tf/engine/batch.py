@@ -26,6 +26,11 @@ class Batch(NamedTuple):
         """k: how many samples of the gradient an update has."""
         return self.accumulation * self.ranks
 
+    def accumulating(self, steps):
+        """The `Batch` of so many micro-batches."""
+        train = self.micro * steps * self.ranks
+        return self._replace(train=train, accumulation=steps)
+
 
 _NAMES = (
     "train_batch_size",
@@ -43,6 +48,8 @@ def resolve(train, micro, accumulation, ranks):
     Raises:
         ConfigError: They contradict each other, do not divide, or too few are given.
     """
+    if ranks < 1:
+        raise ConfigError(f"A job has at least 1 rank. Received: {ranks}")
     given = (train, micro, accumulation)
     if train is None and micro is None:
         raise ConfigError(
@@ -70,6 +77,17 @@ def resolve(train, micro, accumulation, ranks):
         if Fraction(size).denominator != 1:
             raise ConfigError(_not_whole(given, name, size, train, ranks))
     return Batch(int(train), int(micro), int(accumulation), ranks)
+
+
+def check_room(batch, largest):
+    """Raises ConfigError where a batch cannot even double up to `largest`."""
+    if 2 * batch.train > largest:
+        raise ConfigError(
+            "gsnr.batch_ramp doubles the batch, and cannot here. Received:"
+            f" max_train_batch_size={largest}, with train_batch_size={batch.train}. Set"
+            f" max_train_batch_size to {2 * batch.train} or more, or leave the section"
+            " out."
+        )
 
 
 def _told(given):

@@ -40,7 +40,7 @@ def optimizer_arguments(config, batch):
         if "sample" in arguments.accepted(rule):
             # The same samples on any number of ranks.
             kwargs.setdefault("sample", "micro_batch")
-    unknown = set(kwargs) - arguments.accepted(rule)
+    unknown = set(kwargs) - set(arguments.accepted(rule))
     if unknown:
         raise ConfigError(
             f"{rule.__name__} does not take {', '.join(sorted(unknown))} in this"

@@ -24,7 +24,9 @@ Positive = Annotated[float, Field(gt=0)]
 class Section(pydantic.BaseModel):
     """Base of all sections: nothing unknown, nothing converted, nothing changed."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False
+    )
 
 
 class Optimizer(Section):
@@ -96,7 +98,7 @@ class FP16(Section):
         ),
     )
     initial_scale_power: Natural = Field(
-        default=16, description="The dynamic scale begins at 2 to this power."
+        default=16, le=127, description="The dynamic scale begins at 2 to this power."
     )
     loss_scale_window: Count = Field(
         default=1000,
@@ -241,8 +243,48 @@ class Autotuning(Section):
         return self
 
 
+class BatchRamp(Section):
+    """A batch that grows with the noise of the gradient, as `BatchSizeRamp` does it.
+
+    The first updates have `train_batch_size` examples. The batch is doubled, by
+    doubling the micro-batches that are accumulated, while twice the batch is at most
+    `share` times the noise scale and at most `max_train_batch_size`; it never shrinks.
+    Micro-batches keep their size. The learning rate is the optimizer's `lr` at first
+    and grows with the batch, so there can be no `scheduler`.
+
+    `train_batch_size()` and `gradient_accumulation_steps()` of the engine say what the
+    next update takes, and the lines of `steps_per_print` what the last one took. Under
+    `fit` an epoch has the examples that it would have without the ramp, and its last
+    update takes what is left of them, `train_batch_size` or a multiple of it.
+    `train_batch` always takes full batches, across epochs. A checkpoint keeps the batch
+    that was reached, for any number of ranks.
+    """
+
+    max_train_batch_size: Count = Field(
+        description="Examples of an update beyond which the batch does not grow.",
+        examples=[65536],
+    )
+    scaling: Literal["linear", "sqrt", "adascale"] = Field(
+        default="sqrt",
+        description=(
+            "What the learning rate is multiplied by at each doubling: 2, √2 (usual "
+            "for Adam and LAMB), or the gain of AdaScale (for SGD)."
+        ),
+    )
+    share: Positive = Field(
+        default=1.0, description="Which part of the noise scale the batch may reach."
+    )
+    every: Count | None = Field(
+        default=None,
+        description=(
+            "Updates from look to look, of which 5 come before each doubling. Not "
+            "given: `gsnr.monitor_interval`, else 10."
+        ),
+    )
+
+
 class GSNR(Section):
-    """What DeepSpeed does not have: the multiplier, and the order of the examples."""
+    """What DeepSpeed does not have: the multiplier, its record, the growing batch."""
 
     gamma: float | None = Field(
         default=None,
@@ -286,6 +328,7 @@ class GSNR(Section):
             " the same on any number of ranks. A tf.data.Dataset keeps its own order."
         ),
     )
+    batch_ramp: BatchRamp | None = None
 
 
 class Config(Section):
@@ -366,9 +409,12 @@ class Config(Section):
         Raises:
             ConfigError: The sizes do not fit together.
         """
-        return batch.resolve(
+        found = batch.resolve(
             self.train_batch_size,
             self.train_micro_batch_size_per_gpu,
             self.gradient_accumulation_steps,
             ranks,
         )
+        if self.gsnr.batch_ramp:
+            batch.check_room(found, self.gsnr.batch_ramp.max_train_batch_size)
+        return found

@@ -73,7 +73,8 @@ class Examples:
         """Endless dataset of this rank's micro-batches, from a training batch on.
 
         Args:
-            update: Int, counted over all epochs, from 0.
+            update: Int, counted over all epochs, from 0, in training batches of
+                `batch.train`.
         """
         epoch, within = divmod(update, self.updates)
         if self._is_dataset:

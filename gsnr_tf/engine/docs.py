@@ -18,17 +18,21 @@ _MARK = "<!-- Written by `gsnr-tf config docs` from gsnr_tf/engine; do not edit.
 
 def pages():
     """Texts of the pages by file name."""
-    sections = {
-        name: section_of(field)
-        for name, field in Config.model_fields.items()
-        if section_of(field)
-    }
-    found = {"job.md": _job(sections)}
-    for name, section in sections.items():
+    found = {"job.md": _job(dict(sections(Config)))}
+    for name, section in sections(Config):
         found[f"{name}.md"] = _section(name, section)
     found["scheduler.md"] += _schedules()
     found["unsupported.md"] = _unsupported()
     return found
+
+
+def sections(of, prefix=""):
+    """Pairs of dotted name and class of the sections of a section, at every depth."""
+    for name, field in of.model_fields.items():
+        section = section_of(field)
+        if section:
+            yield prefix + name, section
+            yield from sections(section, f"{prefix}{name}.")
 
 
 def write():
@@ -40,14 +44,14 @@ def write():
     return written
 
 
-def _job(sections):
-    keys = [name for name in Config.model_fields if name not in sections]
+def _job(named):
+    keys = [name for name in Config.model_fields if name not in named]
     example = {
         "train_batch_size": 4096,
         "train_micro_batch_size_per_gpu": 512,
-        "optimizer": _example(sections["optimizer"]),
+        "optimizer": _example(named["optimizer"]),
     }
-    links = [f"- [`{name}`]({name}.md): {_first(s)}" for name, s in sections.items()]
+    links = [f"- [`{name}`]({name}.md): {_first(s)}" for name, s in named.items()]
     more = "- [DeepSpeed's keys that have no counterpart](unsupported.md)"
     return _page(
         "Keys of the job",
@@ -59,8 +63,15 @@ def _job(sections):
 
 
 def _section(name, section):
-    table = _table(section, section.model_fields)
-    return _page(f"`{name}`", section, table, _code({name: _example(section)}))
+    inner = {key: section_of(field) for key, field in section.model_fields.items()}
+    parts = [_table(section, [key for key, found in inner.items() if not found])]
+    links = [f"[`{key}`]({name}.{key}.md)" for key, found in inner.items() if found]
+    if links:
+        parts.append(f"Sections of it, each with its page: {', '.join(links)}.")
+    example = _example(section)
+    for key in reversed(name.split(".")):
+        example = {key: example}
+    return _page(f"`{name}`", section, *parts, _code(example))
 
 
 def _schedules():

@@ -1,5 +1,6 @@
 """The engine: a job from a configuration, a thin coordinator of the other rooms."""
 
+import math
 import warnings
 
 import numpy as np
@@ -17,7 +18,8 @@ from gsnr_tf.engine.data import (
     take_apart,
 )
 from gsnr_tf.engine.precision import set_precision
-from gsnr_tf.engine.progress import Progress, ProgressCallback
+from gsnr_tf.engine.progress import Progress, UpdateCallback
+from gsnr_tf.engine.updates import Updates
 from gsnr_tf.resilience import checkpoint
 
 
@@ -89,10 +91,11 @@ class Engine:
         self.model = model
         self.optimizer = model.optimizer
         self.config = config
-        self._batch = batch
         self._comm = communicator
         self._inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        self._updates = Updates(model, config, batch)
         self.optimizer.build(model.trainable_variables)
+        self._updates.begin()
         self._broadcast = keras_callbacks.BroadcastGlobalVariablesCallback()
         self._broadcast.set_model(model)
         self._broadcast.on_train_begin()
@@ -100,8 +103,6 @@ class Engine:
         if training_data is not None:
             self._data = self._examples(training_data)
         self._next = None
-        # Updates and examples when training began, here or by a checkpoint.
-        self._before = (0, 0)
         self._progress = Progress(self, self._inner._comm)
 
     # ---- training ---------------------------------------------------------------
@@ -122,8 +123,10 @@ class Engine:
     ):
         """`Model.fit` with the batches of the configuration. Call it on all ranks.
 
-        An epoch is a whole number of training batches. Metrics are means over the
-        ranks; each rank evaluates all of `validation_data`.
+        An epoch is a whole number of training batches; where the batch grows, of
+        those that the configuration begins with, and the last update of an epoch takes
+        what is left of it. Metrics are means over the ranks; each rank evaluates all of
+        `validation_data`.
 
         Args:
             x, y, sample_weight: As for `Model.fit`: arrays or a `tf.data.Dataset` of
@@ -131,7 +134,7 @@ class Engine:
                 of `initialize`. Anything else (a generator, a `keras.utils.PyDataset`)
                 goes to `Model.fit` as it is: each rank's own micro-batches.
             batch_size: Left out, or the configuration's micro-batch.
-            steps_per_epoch: Int, training batches (updates) of an epoch.
+            steps_per_epoch: Int, training batches of an epoch.
             shuffle: Whether arrays come in a new order each epoch. Defaults to `True`.
             validation_split, validation_data, callbacks, verbose, fit_arguments: As
                 for `Model.fit`.
@@ -164,8 +167,8 @@ class Engine:
                 self._broadcast,
                 moving.AverageStatistics(self._comm),
                 keras_callbacks.MetricAverageCallback(),
-                ProgressCallback(self._progress, self._batch.accumulation, specs),
                 *self._monitors(),
+                UpdateCallback(self._updates, self._progress, specs),
                 *(callbacks or []),
             ],
             **{"validation_batch_size": self._batch.micro, **fit_arguments},
@@ -176,8 +179,9 @@ class Engine:
 
         Args:
             batch: Tuple `(x, y)` or `(x, y, sample_weight)` of this rank's examples,
-                train_micro_batch_size_per_gpu × gradient_accumulation_steps rows. Left
-                out: the next of `training_data`, of which each rank takes its own.
+                train_micro_batch_size_per_gpu × gradient_accumulation_steps rows, which
+                are more when the batch has grown. Left out: the next of
+                `training_data`, of which each rank takes its own.
 
         Returns:
             The loss before the update, a float, the mean over micro-batches and ranks.
@@ -192,6 +196,7 @@ class Engine:
         loss = self._mean_over_ranks(np.mean(losses))
         specs = specs_of(parts[0], self._batch) if self._progress.profiles else None
         self._progress.update(loss, specs)
+        self._updates.end()
         return loss
 
     def eval_batch(self, batch):
@@ -229,7 +234,7 @@ class Engine:
             f"global_step{self.global_steps}" if tag is None else str(tag),
             self.model,
             self._comm,
-            {"global_steps": self.global_steps, "global_samples": self.global_samples},
+            self._updates.counters(),
             dict(client_state or {}),
         )
         return True
@@ -252,12 +257,13 @@ class Engine:
             return None, {}
         found = checkpoint.load(load_dir, tag, self.model, self._comm)
         if found is None:
-            warnings.warn(
-                f"{load_dir} has no checkpoint: training begins.", stacklevel=2
-            )
+            if comm.rank() == 0:
+                warnings.warn(
+                    f"{load_dir} has no checkpoint: training begins.", stacklevel=2
+                )
             return None, {}
         path, counters, client_state = found
-        self._before = (self.global_steps, counters["global_samples"])
+        self._updates.restore(counters)
         self._next = None
         self._progress.restart()
         return str(path), client_state
@@ -267,13 +273,12 @@ class Engine:
     @property
     def global_steps(self):
         """Updates so far, those that were skipped included."""
-        return int(self.optimizer.iterations) + self.skipped_steps
+        return self._updates.done
 
     @property
     def global_samples(self):
         """Examples so far, over all ranks."""
-        steps, samples = self._before
-        return samples + (self.global_steps - steps) * self._batch.train
+        return self._updates.examples
 
     @property
     def skipped_steps(self):
@@ -290,7 +295,7 @@ class Engine:
         )
 
     def train_batch_size(self):
-        """Examples of an update, over all ranks."""
+        """Examples of the next update, over all ranks."""
         return self._batch.train
 
     def train_micro_batch_size_per_gpu(self):
@@ -298,7 +303,7 @@ class Engine:
         return self._batch.micro
 
     def gradient_accumulation_steps(self):
-        """Micro-batches of an update on one rank."""
+        """Micro-batches of the next update on one rank."""
         return self._batch.accumulation
 
     def get_lr(self):
@@ -308,24 +313,38 @@ class Engine:
     def get_global_grad_norm(self):
         """2-norm of the last update's mean gradient, before clipping, a float.
 
-        `None` before the first update, and with optimizers of Keras, which do not keep
-        it.
+        `None` before the first update; with optimizers of Keras, the first of this
+        process.
         """
-        square = getattr(self._inner, "_signal", None)
-        if square is None or not self.global_steps:
-            return None
-        return float(np.sqrt(square.numpy()))
+        norm = float(self._inner.gradient_norm)
+        known = int(self.optimizer.iterations) and not math.isnan(norm)
+        return norm if known else None
 
     # ---- parts --------------------------------------------------------------------
 
+    @property
+    def _batch(self):
+        return self._updates.batch
+
     def _examples(self, data, shuffle=True, updates=None):
+        first = self._updates.first
         seed = self.config.gsnr.shuffle_seed if shuffle else None
-        return Examples(data, self._batch, self._comm, comm.rank(), seed, updates)
+        return Examples(data, first, self._comm, comm.rank(), seed, updates)
+
+    def _micro_batches(self, examples):
+        """This rank's micro-batches from where the job is now."""
+        return examples.micro_batches(self.global_samples // self._updates.first.train)
 
     def _training_batches(self, x, y, sample_weight, shuffle, updates):
         """Data for `Model.fit`, a dict, and micro-batches of an epoch."""
-        accumulation = self._batch.accumulation
+        accumulation = self._updates.first.accumulation
         if makes_its_own_batches(x):
+            if self._updates.grows:
+                raise ValueError(
+                    "Where gsnr.batch_ramp changes the batch, the engine makes the"
+                    f" micro-batches. Received: {type(x).__name__}. Give arrays or a"
+                    " tf.data.Dataset of single examples."
+                )
             data = {"x": x, "y": y, "sample_weight": sample_weight, "shuffle": shuffle}
             return data, updates and updates * accumulation
         examples = self._data
@@ -336,8 +355,7 @@ class Engine:
         elif examples is None:
             raise ValueError(_NO_DATA)
         steps = (updates or examples.updates) * accumulation
-        data = examples.micro_batches(self.global_steps)
-        return {"x": data, "shuffle": False}, steps
+        return {"x": self._micro_batches(examples), "shuffle": False}, steps
 
     def _next_parts(self):
         """This rank's micro-batches of the next training batch of `training_data`."""
@@ -345,7 +363,7 @@ class Engine:
             raise ValueError(_NO_DATA)
         step = self.global_steps
         if self._next is None or self._next[0] != step:
-            self._next = step, iter(self._data.micro_batches(step))
+            self._next = step, iter(self._micro_batches(self._data))
         micro_batches = self._next[1]
         self._next = step + 1, micro_batches
         return [next(micro_batches) for _ in range(self._batch.accumulation)]

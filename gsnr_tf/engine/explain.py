@@ -30,7 +30,7 @@ def explain(config, ranks):
     if arguments.is_gsnr(rule):
         by_worker = kwargs.get("sample") == "worker"
         rows.insert(3, ("samples (k)", _samples(batch, by_worker)))
-    return [*rows, *_what_is_written(config)]
+    return [*rows, *_ramp(config, batch), *_what_is_written(config)]
 
 
 def _sizes(config, batch):
@@ -70,6 +70,18 @@ def _schedule(config, kwargs):
     for update in sorted(point for point in points if point is not None):
         rate = float(schedule(update * schedule.accumulation_steps))
         yield "", f"update {update}: {rate:.3g}"
+
+
+def _ramp(config, batch):
+    ramp = config.gsnr.batch_ramp
+    if ramp is None:
+        return
+    sizes = [batch.train]
+    while 2 * sizes[-1] <= ramp.max_train_batch_size:
+        sizes.append(2 * sizes[-1])
+    factor = {"linear": "2", "sqrt": "√2", "adascale": "AdaScale's gain"}[ramp.scaling]
+    yield "gsnr.batch_ramp", " > ".join(map(str, sizes)) + " examples an update"
+    yield "", f"learning rate × {factor} at each step"
 
 
 def _what_is_written(config):

@@ -52,7 +52,7 @@ class Progress:
 
     def restart(self):
         """Forgets how long updates took: something else comes between."""
-        self._since, self._from = time.perf_counter(), self._engine.global_steps
+        self._since, self._from = time.perf_counter(), self._engine.global_samples
 
     def begin(self):
         """Before each micro-batch."""
@@ -98,19 +98,25 @@ class Progress:
         events = {"train_loss": loss, "lr": engine.get_lr()[0]}
         if engine.loss_scale is not None:
             events["loss_scale"] = engine.loss_scale
+        if engine.config.gsnr.batch_ramp:
+            events["train_batch_size"] = engine.train_batch_size()
         examples = engine.global_samples
         rows = [(f"Train/Samples/{name}", v, examples) for name, v in events.items()]
         for sink in self._sinks:
             sink.write_events(rows)
 
 
-def _line(engine, loss, since, from_step):
-    step = engine.global_steps
-    examples = (step - from_step) * engine.train_batch_size()
-    return (
-        f"step={step}, skipped={engine.skipped_steps}, lr={engine.get_lr()[0]:.4g}, "
-        f"loss={loss:.4f}, examples/s={examples / (time.perf_counter() - since):.0f}"
-    )
+def _line(engine, loss, since, examples_before):
+    speed = (engine.global_samples - examples_before) / (time.perf_counter() - since)
+    told = {
+        "step": engine.global_steps,
+        "skipped": engine.skipped_steps,
+        "lr": f"{engine.get_lr()[0]:.4g}",
+        "batch": engine.train_batch_size(),
+        "loss": f"{loss:.4f}",
+        "examples/s": f"{speed:.0f}",
+    }
+    return ", ".join(f"{name}={value}" for name, value in told.items())
 
 
 def _sinks(config):
@@ -129,25 +135,34 @@ def _sinks(config):
     return found
 
 
-class ProgressCallback(keras.callbacks.Callback):
-    """`Progress` under `fit`, where the loss is the mean of the epoch so far."""
+class UpdateCallback(keras.callbacks.Callback):
+    """`Updates` and `Progress` under `fit`, where the loss is the mean of the epoch."""
 
-    def __init__(self, progress, micro_batches, specs):
+    def __init__(self, updates, progress, specs):
         super().__init__()
+        self._updates = updates
         self._progress = progress
-        self._micro_batches = micro_batches
         self._specs = specs
 
     def on_epoch_begin(self, epoch, logs=None):
         self._progress.restart()
+        # Micro-batches of the update so far, and the number of the last one.
+        self._within, self._last = 0, -1
 
     def on_train_batch_begin(self, batch, logs=None):
+        if not self._within and self._updates.grows:
+            self._updates.shorten(self.params["steps"] - batch)
         self._progress.begin()
 
     def on_train_batch_end(self, batch, logs=None):
         self._progress.end()
-        if (batch + 1) % self._micro_batches == 0:
+        # More than one, with `steps_per_execution`.
+        self._within += batch - self._last
+        self._last = batch
+        if self._within >= self._updates.batch.accumulation:
+            self._within = 0
             self._progress.update(float(logs["loss"]), self._specs)
+            self._updates.end()
 
     def on_train_end(self, logs=None):
         self._progress.restart()

@@ -39,7 +39,8 @@ def read(source):
 
 def _parsed(path):
     try:
-        text = path.read_text(encoding="utf-8")
+        # Some editors begin a file with a byte order mark.
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -82,6 +83,9 @@ def _line(error):
         return f"{path}: 'auto' is not filled in by anyone here. Write the value."
     if error["type"] == "missing":
         return f"{path}: this section or key is needed."
+    if error["type"] == "model_type":
+        keys = ", ".join(_section_at(error["loc"]).model_fields)
+        return f"{path}: must be an object of the keys {keys}. Received: {value!r}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{path}: {message}" if path else message
@@ -92,12 +96,16 @@ def _unknown(location, path):
     advice = deepspeed.advice(path)
     if advice:
         return f"this key of DeepSpeed is not supported: {advice}."
-    section = Config
-    for part in location[:-1]:
-        section = section_of(section.model_fields[part]) or section
-    known = section.model_fields
+    known = _section_at(location[:-1]).model_fields
     hint = nearest(location[-1], known)
     return f"unknown key.{hint or ' Known: ' + ', '.join(known) + '.'}"
+
+
+def _section_at(location):
+    section = Config
+    for part in location:
+        section = section_of(section.model_fields[part])
+    return section
 
 
 def section_of(field):

@@ -18,7 +18,12 @@ def changed(values):
     """A configuration, a dict, with the changes of the trial, if this is one."""
     if VARIABLE not in os.environ:
         return values
-    return merged(values, json.loads(os.environ[VARIABLE])["changes"])
+    values = merged(values, json.loads(os.environ[VARIABLE])["changes"])
+    gsnr = values.get("gsnr")
+    if isinstance(gsnr, dict):
+        # A trial measures the batch that it is told.
+        values["gsnr"] = {k: v for k, v in gsnr.items() if k != "batch_ramp"}
+    return values
 
 
 def merged(values, changes):

@@ -80,6 +80,8 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
             # An attribute of its own, for tf.train.Checkpoint to find.
             self._accumulated = self._window.views
         self._comm.broadcast(self._trainable_variables)
+        # The GSNR family has it in its state.
+        self._signal = _Unsaved(self._layout.dtype, self._distribution_strategy)
 
     def join(self):
         """Goes on with the workers there are now, in a job where they come and go.
@@ -164,6 +166,13 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         """Scalar int64 tensor: updates that all workers dropped together because
         the reduced gradient was not finite."""
         return tf.convert_to_tensor(self._skipped)
+
+    @property
+    def gradient_norm(self):
+        """Scalar tensor: 2-norm of the mean gradient of all workers at the last update,
+        before clipping. Before the first it is 0, or NaN with optimizers of Keras,
+        which do not save it."""
+        return tf.sqrt(tf.convert_to_tensor(self._signal.value))
 
     def apply_gradients(self, grads_and_vars, examples=None):
         """Applies gradients, once for each micro-batch, on every worker alike.
@@ -273,17 +282,21 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         """Called when an update has been made or skipped."""
 
     def _reduce(self, moments, equal_weight):
-        """Whether the mean of all samples is finite; lists of mean and variance."""
+        """Whether the mean of all samples is finite; lists of mean and variance, and
+        the squared norm of the mean."""
         means, variances = self._comm.reduce_moments(
             moments, f"gsnr.{self.name}", equal_weight, self._needs_variance
         )
+        square = self._comm.each(_sq_norm, means)
+        # A norm that overflows counts as not finite: nothing could be clipped by it.
         # The reduced mean is the same on all workers, and so is what it says.
-        finite = self._comm.agreed(self._comm.each(_all_finite, means))
-        return finite, (means, variances)
+        finite = self._comm.agreed(self._comm.each(tf.math.is_finite, square))
+        return finite, (means, variances, square)
 
     def _update(self, with_gradient, reduced):
         """Clips, then updates each variable by the rule: here Keras' own."""
-        means, _ = reduced
+        means, _, square = reduced
+        self._comm.update(self._signal, lambda v, x: v.assign(x), square)
         clipped = self._comm.each(self._clipped, means)
         gradients = [clipped[index] for index in with_gradient]
         variables = [self._trainable_variables[index] for index in with_gradient]
@@ -352,6 +365,18 @@ def _dense(gradient):
     )
 
 
-def _all_finite(means):
-    # A norm that overflows counts as not finite: nothing could be clipped by it.
-    return tf.math.is_finite(sum(tf.reduce_sum(tf.square(mean)) for mean in means))
+def _sq_norm(means):
+    return sum(tf.reduce_sum(tf.square(mean)) for mean in means)
+
+
+class _Unsaved:
+    """A scalar variable that no checkpoint has, Keras' or TensorFlow's.
+
+    They find variables, and what holds them, among an optimizer's attributes.
+    """
+
+    def __init__(self, dtype, strategy):
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        with tf.init_scope(), strategy.scope():
+            nothing = tf.constant(float("nan"), dtype)
+            self.value = tf.Variable(nothing, trainable=False, aggregation=first)

@@ -18,6 +18,8 @@ from gsnr_tf.sharding import BUCKET_BYTES, Slices, Whole
 from gsnr_tf.sharding.watch import Watch
 from gsnr_tf.stats import ESTIMATORS
 
+# What may be a sample, the smallest first.
+_SAMPLES = ("micro_batch", "worker", "host")
 # Below this many samples the mean of r has no finite expectation to speak of.
 _SOUND_SAMPLES = 8
 
@@ -49,15 +51,17 @@ COMMON_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). D
         exclude_from_weight_decay: List of regular expressions, searched in
             `variable.path`: which variables are not decayed. An empty list excludes
             none. Defaults to `None`: {default_exclusion}.
-        sample: What one sample of the gradient is, with `gradient_accumulation_steps`
-            on several workers: "micro_batch" (k = workers × steps), "worker" (the mean
-            of a worker's window; k = workers, and a third fewer bytes an update) or
-            "auto": "worker" from 8 workers on. Defaults to "auto".
+        sample: What one sample of the gradient is: "micro_batch" (of
+            `gradient_accumulation_steps`; k = workers × steps), "worker" (the mean of a
+            worker's window; k = workers), "host" (the mean of a host's workers, where
+            slices go by host; k = hosts) or "auto": the largest of these of which
+            there are 8 or more, since larger samples spare a third of the bytes an
+            update, else "micro_batch". Defaults to "auto".
         sharding: "slices" (under Horovod each rank takes the statistics, computes the
             update and keeps the state of one slice; see gsnr_tf/sharding), "none"
             (every worker updates all parameters) or "auto": "slices" wherever there
-            are ranks to share, but for more than 3 ranks a host on several hosts,
-            which would send more bytes that way. Defaults to "auto".
+            are ranks to share, but for more than 3 ranks on a host where hosts have
+            unlike numbers of them or the job is elastic. Defaults to "auto".
         bucket_bytes: Int. Gradients travel in buckets of about this size as backward
             yields them, larger ones alone. Defaults to 4 MiB.
         communication_dtype: "float32", "bfloat16" or "float16": how gradients travel
@@ -119,7 +123,7 @@ class GSNROptimizer(DistributedStep):
                 f"Received: ceiling={ceiling}, gamma={gamma}"
             )
         _check_choice("communicator", communicator, comm.ENGINES)
-        _check_choice("sample", sample, ("auto", "worker", "micro_batch"))
+        _check_choice("sample", sample, ("auto", *_SAMPLES))
         _check_choice("sharding", sharding, ("auto", "none", "slices"))
         _check_choice(
             "communication_dtype", communication_dtype, ("float32", "bfloat16", "float16")
@@ -193,10 +197,9 @@ class GSNROptimizer(DistributedStep):
         """Decides what a sample is; raises where they are too few."""
         workers, steps = self._comm.workers, self.gradient_accumulation_steps or 1
         if not self.built:
-            self._by_worker = self.sample == "worker" or (
-                self.sample == "auto" and workers >= _SOUND_SAMPLES
-            )
-            self._keeps_spread = (steps > 1 or self._varies) and not self._by_worker
+            self._one_is = self._choose_sample()
+            by_batch = self._one_is == "micro_batch"
+            self._keeps_spread = (steps > 1 or self._varies) and by_batch
         received = f"{workers} worker(s) and gradient_accumulation_steps={steps}"
         if self.sample != "auto":
             received += f" with sample='{self.sample}'"
@@ -218,6 +221,22 @@ class GSNROptimizer(DistributedStep):
                 "multipliers sit on the floor. Raise gradient_accumulation_steps.",
                 stacklevel=2,
             )
+
+    def _choose_sample(self):
+        hosts = self._comm.route.hosts if self._shares_slices() else 1
+        if self.sample == "host" and hosts == 1:
+            raise ValueError(
+                "A host is a sample only where slices go by host. Received: "
+                f"sample='host' and sharding='{self.sharding}' with {self._comm.workers} "
+                "worker(s), not on several hosts of as many ranks each. Leave `sample` "
+                "out."
+            )
+        if self.sample != "auto":
+            return self.sample
+        for name, number in (("host", hosts), ("worker", self._comm.workers)):
+            if number >= _SOUND_SAMPLES:
+                return name
+        return "micro_batch"
 
     def _shares_slices(self):
         wanted = self._comm.owners_pay if self.sharding == "auto" else self.sharding != "none"
@@ -257,7 +276,8 @@ class GSNROptimizer(DistributedStep):
 
     def reduce_whole(self, moments, equal_weight):
         """The reduction of `DistributedStep`, for all parameters at once."""
-        return super()._reduce(moments, equal_weight)
+        finite, (means, variances, _) = super()._reduce(moments, equal_weight)
+        return finite, (means, variances)
 
     def _end_update(self):
         self._parts.end_update()
@@ -308,7 +328,15 @@ class GSNROptimizer(DistributedStep):
     @property
     def samples(self):
         """Samples of an update, k: an int, or a tensor as `accumulation_steps`."""
-        return self._comm.workers * (1 if self._by_worker else self.accumulation_steps)
+        if self._one_is == "host":
+            return self._comm.route.hosts
+        by_batch = self._one_is == "micro_batch"
+        return self._comm.workers * (self.accumulation_steps if by_batch else 1)
+
+    @property
+    def compares_ranks(self):
+        """Whether the workers of a host are samples of their own."""
+        return self._one_is != "host"
 
     def watch(self, every):
         """Records every so many updates what `watched` returns.

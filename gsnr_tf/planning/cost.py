@@ -9,8 +9,14 @@ import dataclasses
 import math
 
 # The ways to take an optimizer's step that are compared.
-PLAIN, WHOLE, SLICES, HOSTS = "plain", "none", "slices", "by host"
-SCHEMES = (PLAIN, WHOLE, SLICES, HOSTS)
+# Slices go by host where several hosts have several ranks each; FLAT tells what they
+# would cost if all ranks exchanged at once there, too.
+PLAIN, WHOLE, SLICES, FLAT = "plain", "none", "slices", "flat"
+SCHEMES = (PLAIN, WHOLE, SLICES, FLAT)
+
+# From so many hosts on a host's mean gradient is a sample; below, its ranks are samples,
+# and their spread travels with the mean.
+_SOUND_SAMPLES = 8
 
 # A backward pass does twice the arithmetic of the forward pass, and only while it
 # runs can gradients be sent.
@@ -210,18 +216,17 @@ def _apart(cluster):
     return one, dataclasses.replace(cluster, ranks_per_host=1, between=share)
 
 
-def reduce_then_alltoall(size, cluster):
-    """Seconds of a reduce-scatter within each host, then alltoall across hosts."""
-    host, across = _apart(cluster)
-    part = size / cluster.ranks_per_host
-    return ring_pass(size, host) + alltoall(part, across)
+def alltoall_by_host(size, spread, cluster):
+    """Seconds of an alltoall within each host, then of what it came to across hosts.
 
-
-def allgather_by_host(size, cluster):
-    """Seconds of an allgather across hosts, then within each host."""
+    Args:
+        size: Bytes of a rank's gradient.
+        spread: Bytes of the spread within a host, which travel as well; 0 for none.
+        cluster: `Cluster`.
+    """
     host, across = _apart(cluster)
-    part = size / cluster.ranks_per_host
-    return ring_pass(part, across) + ring_pass(size, host)
+    part = (size + spread) / cluster.ranks_per_host
+    return alltoall(size, host) + alltoall(part, across)
 
 
 # ---- a step -----------------------------------------------------------------------
@@ -271,8 +276,12 @@ def step(scheme, job, cluster, costs=Costs()):
         return costs.launch + whole + 2 * share * handled
 
     def exchange(share):
-        one = alltoall if scheme == SLICES else reduce_then_alltoall
-        return costs.launch + one(share * n, cluster) + share * handled
+        if scheme == FLAT or not goes_by_host(cluster):
+            return costs.launch + alltoall(share * n, cluster) + share * handled
+        spread = share * _spread(job, cluster)
+        seconds = alltoall_by_host(share * n, spread, cluster)
+        across = spread / cluster.ranks_per_host * costs.per_byte
+        return 2 * costs.launch + seconds + share * handled + across
 
     if scheme in (PLAIN, WHOLE):
         # Means leave whole, and their spread cannot leave before them.
@@ -281,12 +290,21 @@ def step(scheme, job, cluster, costs=Costs()):
         rest = 0.0 if scheme == PLAIN else reduction(1.0)
     else:
         gradients = exposed(exchange, job.compute, job.buckets)
-        one = ring_pass if scheme == SLICES else allgather_by_host
         # As good as empty: their latency is what they cost.
         short = costs.launch + ring_allreduce(0.0, cluster)
-        rest = costs.launch + one(n, cluster) + handled + job.sums * short
+        rest = costs.launch + ring_pass(n, cluster) + handled + job.sums * short
     update = _update(scheme, job, cluster, costs)
     return Step(compute=job.compute, update=update, gradients=gradients, rest=rest)
+
+
+def goes_by_host(cluster):
+    """Whether slices take their way through hosts."""
+    return cluster.hosts > 1 and cluster.ranks_per_host > 1
+
+
+def _spread(job, cluster):
+    """Bytes of the spread, float32, that goes by host with the means."""
+    return 0 if cluster.hosts >= _SOUND_SAMPLES else 4 * job.parameters
 
 
 def _update(scheme, job, cluster, costs):
@@ -305,9 +323,10 @@ def efficiency(scheme, job, cluster, costs=Costs()):
     return alone / step(scheme, job, cluster, costs).seconds
 
 
-def samples(scheme, cluster):
-    """k, the samples of the gradient in an update without accumulation."""
-    return cluster.hosts if scheme == HOSTS else cluster.ranks
+def samples(cluster):
+    """k, the samples of the gradient in an update of slices without accumulation."""
+    by_host = goes_by_host(cluster) and cluster.hosts >= _SOUND_SAMPLES
+    return cluster.hosts if by_host else cluster.ranks
 
 
 def memory(scheme, job, ranks):
@@ -331,7 +350,8 @@ def memory(scheme, job, ranks):
 def latency_bound_from(job, cluster):
     """From how many ranks on a message of alltoall takes longer to start than to send.
 
-    A message has size/k bytes, and the ranks of a host share its link:
+    A message has size/k bytes, and the ranks of a host share its link, or what they
+    have goes by host in messages r times as large, r times as rare:
     k > size · ranks_per_host / (αβ). `None` where latency is 0.
     """
     link = cluster.between

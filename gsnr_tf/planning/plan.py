@@ -40,9 +40,8 @@ def clusters(cluster):
 
 
 def _schemes(cluster):
-    """What can be done there. A sample for each host is too little on one host."""
-    several = cluster.hosts > 1 and cluster.ranks_per_host > 1
-    return [s for s in cost.SCHEMES if s != cost.HOSTS or several]
+    """What can be compared there."""
+    return [s for s in cost.SCHEMES if s != cost.FLAT or cost.goes_by_host(cluster)]
 
 
 def rows(job, cluster, costs):
@@ -64,7 +63,7 @@ def advice(table, job, cluster):
     largest = dataclasses.replace(cluster, hosts=table[-1].hosts)
     return [
         *_latency(job, cluster),
-        *_host_link(table, largest),
+        *_host_link(table[-1], largest),
         *_last(table[-1], job, largest),
     ]
 
@@ -80,36 +79,33 @@ def _latency(job, cluster):
     yield (
         f"From {bound:,} workers on a message of alltoall, "
         f"{job.size / bound / 1e3:,.3g} kB by then, takes longer to start than to "
-        "send: latency binds it. What helps today is to exchange more rarely "
-        "(`gradient_accumulation_steps`), or fewer and larger workers."
+        f"send: latency binds it. {_fewer_messages(cluster)}"
     )
 
 
-def _host_link(table, cluster):
+def _fewer_messages(cluster):
+    rarer = "exchange more rarely (`gradient_accumulation_steps`)"
+    if cluster.ranks_per_host == 1:
+        return f"What helps is to {rarer}, or fewer and larger workers."
+    return (
+        f"Going by host, slices send 1/{cluster.ranks_per_host} as many messages across "
+        f"hosts as all ranks at once would. What helps further is to {rarer}."
+    )
+
+
+def _host_link(row, cluster):
     per_host = cluster.ranks_per_host
-    if per_host == 1:
+    if per_host == 1 or cost.FLAT not in row.steps:
         return
+    slices, flat = row.steps[cost.SLICES].seconds, row.steps[cost.FLAT].seconds
     yield (
-        f"The {per_host} ranks of a host share its link, and alltoall sends {per_host} "
-        "times through it what the first half of an allreduce sends. Reducing within a "
-        f"host first would send it once, in 1/{per_host} of the messages: the column "
-        '"by host". gsnr_tf does not do that yet. With it each host, not each rank, '
-        "would be a sample of the gradient: k would be the number of hosts, "
-        f"{cost.samples(cost.HOSTS, cluster):,} in place of "
-        f"{cost.samples(cost.SLICES, cluster):,} on the most, and the multipliers "
-        "others."
+        f"The {per_host} ranks of a host share its link. Slices go by host there: ranks "
+        "of a host join their samples before these leave it. At "
+        f"{row.workers:,} workers that takes {slices / flat:.2f} times as long as if "
+        'all ranks exchanged at once (the column "flat"). Below 8 hosts each rank is '
+        "still a sample, and the spread within a host travels as well; from 8 on a host "
+        f"is one (k = {cost.samples(cluster):,} here), unless `sample` says otherwise."
     )
-    dearer = [
-        row.workers
-        for row in table
-        if row.steps[cost.SLICES].seconds > row.steps[cost.WHOLE].seconds
-    ]
-    if dearer:
-        yield (
-            f'Today sharding="none" is the quicker form of GSNR from {dearer[0]:,} '
-            f"to {dearer[-1]:,} workers (\"auto\" takes it where more than 3 ranks share "
-            "a host), and `gradient_accumulation_steps` makes any exchange rarer."
-        )
 
 
 def _last(row, job, cluster):

@@ -9,13 +9,13 @@ STYLES = {
     "plain": {"color": "#000000", "linestyle": "--", "marker": "o"},
     "none": {"color": "#D55E00", "linestyle": "-.", "marker": "^"},
     "slices": {"color": "#0072B2", "linestyle": "-", "marker": "s"},
-    "by host": {"color": "#009E73", "linestyle": ":", "marker": "D"},
+    "flat": {"color": "#009E73", "linestyle": ":", "marker": "D"},
 }
 NAMES = {
     "plain": "plain allreduce",
     "none": 'GSNR, sharding="none"',
     "slices": 'GSNR, sharding="slices"',
-    "by host": "GSNR, reduced within hosts (not built)",
+    "flat": "GSNR, slices, if all ranks exchanged at once",
 }
 
 

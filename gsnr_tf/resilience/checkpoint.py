@@ -126,11 +126,13 @@ def _weights(model):
 def _optimizer_state(model):
     """State that means the same for any number of ranks.
 
-    Left out are the count of calls, which grows with the micro-batches of an update,
-    and what a window has accumulated, which is nothing between updates.
+    Left out are the count of calls and the size of the window, which depend on how an
+    update is divided into micro-batches, and what a window has accumulated, which is
+    nothing between updates.
     """
     inner = _inner(model.optimizer)
-    left_out = {id(v) for v in [inner._iterations, *_window(inner)]}
+    left_out = [inner._iterations, inner._window_size, *_window(inner)]
+    left_out = {id(variable) for variable in left_out}
     return [v for v in model.optimizer.whole_state() if id(v) not in left_out]
 
 
@@ -153,7 +155,7 @@ def _check_savable(tag, model, client_state):
             f" {client_state!r}"
         ) from error
     inner = _inner(model.optimizer)
-    steps = inner.gradient_accumulation_steps or 1
+    steps = int(inner.accumulation_steps)
     within = int(inner._iterations) % steps
     if within:
         raise CheckpointError(
@@ -196,8 +198,7 @@ def _restore(model, about, arrays):
             variable.assign(value)
     for variable in _window(inner):
         variable.assign(np.zeros(variable.shape))
-    calls = inner.gradient_accumulation_steps or 1
-    inner._iterations.assign(about["updates"] * calls)
+    inner._iterations.assign(about["updates"] * int(inner.accumulation_steps))
 
 
 def _check_fit(variables, arrays, about, rule):

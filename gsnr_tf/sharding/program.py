@@ -15,7 +15,7 @@ from gsnr_tf.stats import (
     clip_multiplier,
     countable,
     gsnr_of_share,
-    pooled,
+    merged,
 )
 
 
@@ -62,22 +62,14 @@ class Program:
         r is what the optimizer's estimator gives.
 
         Args:
-            means: `[workers, elements]`, each worker's mean gradient.
-            spreads: The same of Σ w(g − mean)² within each worker, or `None` for 0.
-            weights: `[workers]`, or `None` where all are `equal_weight`.
+            means: `[groups, elements]`, the mean gradient of each worker, or host.
+            spreads: The same of Σ w(g − mean)² within each of them, or `None` for 0.
+            weights: `[groups]`, or `None` where all are `equal_weight`.
             number: How many samples there were.
         """
-        part, workers = self._part, means.shape[0]
-
-        def samples(tensor):
-            if tensor is None:
-                return [None] * workers
-            tensor = tf.cast(tensor, part.bucket.dtype)
-            return tf.unstack(tf.reshape(tensor, [workers, *part.shape]))
-
-        weights = [None] * workers if weights is None else tf.unstack(weights)
-        groups = map(Moments, weights, samples(means), samples(spreads))
-        mean, variance = pooled(list(groups), equal_weight)
+        dtype = self._part.bucket.dtype
+        whole = _merged(means, spreads, weights, equal_weight, dtype)
+        mean, variance = self.in_shape(whole.mean, whole.spread / whole.weight)
         return mean, *self._weigh(mean, variance, number)
 
     def _weigh(self, mean, variance, number):
@@ -189,6 +181,32 @@ class Program:
 
     def _sendable(self, theta):
         return tf.cast(tf.reshape(theta, [-1]), self._part.bucket.weights_dtype)
+
+
+def _merged(means, spreads, weights, equal_weight, dtype):
+    """`Moments` of all groups, from rows."""
+
+    def rows(tensor):
+        if tensor is None:
+            return [None] * means.shape[0]
+        return tf.unstack(tf.cast(tensor, dtype))
+
+    weights = [None] * means.shape[0] if weights is None else tf.unstack(weights)
+    groups = map(Moments, weights, rows(means), rows(spreads))
+    return merged(list(groups), equal_weight)
+
+
+@functools.partial(tf.function, jit_compile=True, autograph=False)
+def join(means, spreads, weights, equal_weight, dtype, with_spread):
+    """Mean and spread of the samples of several ranks, which then count as a group.
+
+    Args:
+        means, spreads, weights, equal_weight: As for `Program.statistics`.
+        dtype: Of statistics; the mean goes on in that of `means`.
+        with_spread: Whether to tell the spread.
+    """
+    whole = _merged(means, spreads, weights, equal_weight, dtype)
+    return tf.cast(whole.mean, means.dtype), whole.spread if with_spread else None
 
 
 def clip_scales(optimizer, squares):

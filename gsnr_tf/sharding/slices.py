@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from gsnr_tf.sharding.part import Part
-from gsnr_tf.sharding.program import Program, clip_scales
+from gsnr_tf.sharding.program import Program, clip_scales, join
 from gsnr_tf.sharding.state import SliceState, SlotView
 
 
@@ -82,8 +82,9 @@ class Slices:
 
     def read(self, slot, index):
         """The slot of a variable, whole, as it is after this rank's last change."""
+        by_rank = self._peers.collect(f"{slot}/{index}")
         flat = np.frombuffer(
-            b"".join(self._peers.collect(f"{slot}/{index}")),
+            b"".join(by_rank[rank] for rank in self._comm.route.owners),
             self._layout.dtype.as_numpy_dtype,
         )
         return flat.reshape(self._state[slot].shape(index))
@@ -141,11 +142,11 @@ class Slices:
             self.watch.mark(0, moments)
         weights = None
         if equal_weight is None:
-            weight = moments[0].weight[None]
-            weights = self._comm.from_owners(weight, f"{self._name}.weight")
-            weights = tf.ensure_shape(weights, [self._comm.workers])
+            weight, each = moments[0].weight[None], list(range(self._comm.workers + 1))
+            weights = self._comm.from_owners(weight, each, f"{self._name}.weight")
+            weights = self._comm.route.weights(weights)
         found = [
-            one.statistics(bucket, weights, equal_weight, self._optimizer.samples)
+            one.statistics(bucket, weights, equal_weight, self._optimizer)
             for one, bucket in zip(self._slices, moments)
         ]
         sums = self._shared([sums for _, _, sums in found], "sums")
@@ -199,14 +200,17 @@ class Slices:
     def report(self):
         """See `GSNROptimizer.sharding_report`."""
         optimizer = self._optimizer
+        hosts = self._comm.route.hosts
+        by_host = f" by way of {hosts} hosts" if hosts > 1 else ""
         lines = [
-            f"{self._comm.workers} ranks, {len(self._slices)} buckets, "
+            f"{self._comm.workers} ranks{by_host}, {len(self._slices)} buckets, "
             f"k={int(optimizer.samples)} samples an update"
         ]
-        for rank in range(self._comm.workers):
-            own = sum(one.owned(rank) for one in self._slices)
+        spreads = [optimizer._keeps_spread, optimizer.compares_ranks]
+        for part, rank in sorted(enumerate(self._comm.route.owners), key=lambda x: x[1]):
+            own = sum(one.owned(part) for one in self._slices)
             state = own * len(self.slots) * self._layout.dtype.size
-            sent = sum(one.sent(rank, optimizer._keeps_spread) for one in self._slices)
+            sent = sum(one.sent(part, spreads) for one in self._slices)
             lines.append(
                 f"rank {rank}: owns {own:,} elements, {state:,} bytes of state, "
                 f"sends {sent:,} bytes an update"
@@ -223,34 +227,59 @@ class _Slice:
         self._slots = slots
         self._name = name
         self._bounds = [part.bucket.at(b) for b in communicator.bounds(part.bucket.blocks)]
+        self._cuts = communicator.route.cuts(self._bounds, communicator.route.part)
         self._wire_dtype = part.bucket.dtype
         if optimizer.communication_dtype != "float32":
             self._wire_dtype = tf.as_dtype(optimizer.communication_dtype)
         self._variables = part.bucket.pick(optimizer._trainable_variables)
         self.part = part
 
-    def owned(self, rank):
-        return self._bounds[rank + 1] - self._bounds[rank]
+    def owned(self, part):
+        return self._bounds[part + 1] - self._bounds[part]
 
-    def sent(self, rank, with_spread):
-        """Bytes from a rank: samples of the others' parts, its weights to all others."""
-        bucket, own = self.part.bucket, self.owned(rank)
-        item = self._wire_dtype.size + (bucket.dtype.size if with_spread else 0)
-        others = len(self._bounds) - 2
-        return (bucket.size - own) * item + others * own * bucket.weights_dtype.size
+    def sent(self, part, spreads):
+        """Bytes from its owner: samples of the others' parts, its weights to all others.
 
-    def statistics(self, moments, weights, equal_weight, number):
-        """Sends the samples to their owners: mean, r and the sums of the own part."""
+        Args:
+            part: Number of the part.
+            spreads: For each level of the route whether spreads travel as well.
+        """
+        bucket, own, sent = self.part.bucket, self.owned(part), 0
+        cuts = self._comm.route.cuts(self._bounds, part)
+        held = [whole[-1] - whole[0] for whole in cuts]
+        for before, after, spread in zip(held, [*held[1:], own], spreads):
+            item = self._wire_dtype.size + (bucket.dtype.size if spread else 0)
+            sent += (before - after) * item
+        return sent + (len(self._bounds) - 2) * own * bucket.weights_dtype.size
 
-        means = self._send(tf.cast(moments.mean, self._wire_dtype), "mean")
-        spreads = None
-        if moments.spread is not None:
-            # Squares of small gradients are too small for float16.
-            spreads = self._send(moments.spread, "spread")
-        return self._program.statistics(means, spreads, weights, equal_weight, number)
+    def statistics(self, moments, weights, equal_weight, optimizer):
+        """Sends the samples to their owners: mean, r and the sums of the own part.
 
-    def _send(self, vector, name):
-        return self._comm.to_owners(vector, self._bounds, f"{self._name}.{name}")
+        Args:
+            moments: `Moments` of this rank.
+            weights: For each level of the route those of its ranks, or `None`.
+            equal_weight: That of each rank, where `weights` is `None`.
+            optimizer: The `GSNROptimizer`.
+        """
+        mean, spread = tf.cast(moments.mean, self._wire_dtype), moments.spread
+        levels = self._comm.route.levels
+        for number, (level, cuts) in enumerate(zip(levels, self._cuts)):
+            name = f"{self._name}.{number}"
+            means = self._comm.to_owners(mean, cuts, level, f"{name}.mean")
+            if spread is not None:
+                # Squares of small gradients are too small for float16.
+                spread = self._comm.to_owners(spread, cuts, level, f"{name}.spread")
+            theirs = weights and weights[number]
+            if level is levels[-1]:
+                return self._program.statistics(
+                    means, spread, theirs, equal_weight, optimizer.samples
+                )
+            mean, spread = join(
+                means, spread, theirs, equal_weight, self.part.bucket.dtype,
+                optimizer.compares_ranks,
+            )  # fmt: skip
+            if equal_weight is not None:
+                equal_weight *= len(level.ranks)
 
     def activate(self, with_gradient):
         """Notes which variables have a gradient; whether any has."""
@@ -283,8 +312,8 @@ class _Slice:
     def receive(self, theta):
         """Joins the parts of all ranks and gives the variables their new weights."""
         bucket = self.part.bucket
-        whole = self._comm.from_owners(theta, f"{self._name}.weights")
-        weights = bucket.unpack(tf.ensure_shape(whole, [bucket.size]))
+        whole = self._comm.from_owners(theta, self._bounds, f"{self._name}.weights")
+        weights = bucket.unpack(whole)
         active = self._active or [True] * len(weights)
         for variable, value, moves in zip(self._variables, weights, active):
             if moves:

@@ -9,7 +9,7 @@ from gsnr_tf.stats.gsnr import (
     multiplier,
     signal_share,
 )
-from gsnr_tf.stats.moments import Moments, pooled
+from gsnr_tf.stats.moments import Moments, merged
 
 __all__ = [
     "ESTIMATORS",
@@ -18,7 +18,7 @@ __all__ = [
     "countable",
     "gsnr",
     "gsnr_of_share",
+    "merged",
     "multiplier",
-    "pooled",
     "signal_share",
 ]

@@ -46,17 +46,14 @@ class Moments(NamedTuple):
         return about if self.spread is None else self.spread + about
 
 
-def pooled(groups, equal_weight=None):
-    """Mean and biased variance of samples in groups.
+def merged(groups, equal_weight=None):
+    """The `Moments` of all samples of some groups of them.
 
     Args:
         groups: List of `Moments`, one for each group. A spread of `None` is 0: the
             group is a single sample.
         equal_weight: Python float, the weight of each group where it is known to be
             the same.
-
-    Returns:
-        `(mean, variance)`, tensors `[n]`.
     """
     if equal_weight is None:
         total = tf.add_n([group.weight for group in groups])
@@ -65,4 +62,4 @@ def pooled(groups, equal_weight=None):
         groups = [group._replace(weight=equal_weight) for group in groups]
         total = len(groups) * equal_weight
         mean = tf.add_n([group.mean for group in groups]) / len(groups)
-    return mean, tf.add_n([group.spread_about(mean) for group in groups]) / total
+    return Moments(total, mean, tf.add_n([group.spread_about(mean) for group in groups]))

@@ -150,16 +150,21 @@ class Smoothed:
 
     Args:
         decay: Float in [0, 1): the weight of the past at each new value.
+
+    Attributes:
+        state: List of two floats, the weighted sum so far and its weight.
     """
 
     def __init__(self, decay):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1). Received: decay={decay}")
         self._decay = decay
-        self._sum = self._weight = 0.0
+        self.state = [0.0, 0.0]
 
     def add(self, value):
         """Takes one more value, and returns the average of all so far."""
-        self._sum = self._decay * self._sum + (1 - self._decay) * value
-        self._weight = self._decay * self._weight + 1 - self._decay
-        return self._sum / self._weight
+        total, weight = self.state
+        total = self._decay * total + (1 - self._decay) * value
+        weight = self._decay * weight + 1 - self._decay
+        self.state = [total, weight]
+        return total / weight

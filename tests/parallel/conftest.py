@@ -28,16 +28,17 @@ def _pool():
 
 @pytest.fixture
 def on_ranks(_pool, request):
-    """`on_ranks(n, body, *args)`: what `body` returned on each of `n` Horovod ranks."""
+    """`on_ranks(n, body, *args, hosts=1)`: what `body` returned on each of `n` ranks."""
     # The ranks cannot import test modules: send their functions by value.
     cloudpickle.register_pickle_by_value(sys.modules[request.module.__name__])
 
-    def run(size, body, *args, **options):
+    def run(size, body, *args, hosts=1, **options):
         # Idle ranks still talk to each other every millisecond: keep one job alive.
-        for other in [s for s, ranks in _pool.items() if s != size or not ranks.alive]:
+        wanted = (size, hosts)
+        for other in [job for job, r in _pool.items() if job != wanted or not r.alive]:
             _pool.pop(other).stop()
-        if size not in _pool:
-            _pool[size] = Ranks(size)
-        return _pool[size].run(body, *args, **options)
+        if wanted not in _pool:
+            _pool[wanted] = Ranks(size, hosts=hosts)
+        return _pool[wanted].run(body, *args, **options)
 
     return run

@@ -24,16 +24,16 @@ class RankFailed(AssertionError):
 
 
 class Ranks:
-    """`size` processes under one `horovodrun`."""
+    """`size` processes under one `horovodrun`, on as many of `hosts` each."""
 
-    def __init__(self, size, environment=None):
+    def __init__(self, size, environment=None, hosts=1):
         self.size = size
         self._key = os.urandom(16)
         self._listener = Listener(("localhost", 0), authkey=self._key)
         self._connections = []
         host, port = self._listener.address
         self._process = Process(
-            *horovodrun(size, str(PROGRAM), host, str(port)),
+            *horovodrun(size, str(PROGRAM), host, str(port), hosts=hosts),
             GSNR_TEST_KEY=self._key.hex(),
             HOROVOD_STALL_CHECK_TIME_SECONDS="10",
             HOROVOD_STALL_SHUTDOWN_TIME_SECONDS="30",

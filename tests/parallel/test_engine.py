@@ -32,7 +32,10 @@ def problem(layers=()):
 
 
 def train(config, way):
-    """Losses of eight updates, weights and counters."""
+    """Losses of six updates, weights, counters and the norm of the last gradient.
+
+    Under `fit` by a train step that is traced, else eagerly, which takes less time.
+    """
     import tensorflow as tf
 
     import gsnr_tf
@@ -41,14 +44,17 @@ def train(config, way):
     data = (x, y)
     if way == "dataset":
         data = tf.data.Dataset.from_tensor_slices(data)
-    engine = gsnr_tf.initialize(model, config, "mse", training_data=data)
+    eager = way != "fit"
+    engine = gsnr_tf.initialize(
+        model, config, "mse", training_data=data, run_eagerly=eager
+    )
     if way == "fit":
-        losses = engine.fit(epochs=3, verbose=0).history["loss"]
+        losses = engine.fit(epochs=2, verbose=0).history["loss"]
     else:
-        losses = [engine.train_batch() for _ in range(9)]
+        losses = [engine.train_batch() for _ in range(6)]
     counters = [engine.global_steps, engine.global_samples, engine.skipped_steps]
     counters += [engine.train_batch_size(), engine.get_lr()]
-    return losses, model.get_weights(), counters
+    return losses, model.get_weights(), counters, engine.get_global_grad_norm()
 
 
 STAGE_2 = {**CONFIG, "zero_optimization": {"stage": 2}}
@@ -67,14 +73,15 @@ KERAS = {**CONFIG, "optimizer": {"type": "AdamW"}, "zero_optimization": {}}
 def test_the_same_file_gives_the_same_curve_on_any_number_of_ranks(
     on_ranks, ranks, config, way
 ):
-    losses, weights, counters = train(config, way)
-    assert counters[:4] == [9, 9 * 32, 0, 32]
-    for found, others, counted in on_ranks(ranks, train, config, way):
-        # Sums of float32 in another order, over nine updates.
+    losses, weights, counters, norm = train(config, way)
+    assert counters[:4] == [6, 6 * 32, 0, 32]
+    for found, others, counted, other_norm in on_ranks(ranks, train, config, way):
+        # Sums of float32 in another order, over six updates.
         np.testing.assert_allclose(found, losses, rtol=1e-5)
         for weight, other in zip(weights, others):
             np.testing.assert_allclose(other, weight, rtol=1e-4, atol=1e-5)
         assert counted == counters
+        assert other_norm == pytest.approx(norm, rel=1e-4)
 
 
 def disagreeing(config, kind):
@@ -131,7 +138,9 @@ def apart(config):
     model, x, y = problem([keras.layers.BatchNormalization()])
     for variable in model.variables:
         variable.assign(variable + 0.1 * gsnr_tf.rank())
-    engine = gsnr_tf.initialize(model, config, "mse", training_data=(x, y))
+    engine = gsnr_tf.initialize(
+        model, config, "mse", training_data=(x, y), run_eagerly=True
+    )
     engine.train_batch()
     norm = model.layers[1]
     local = [v.numpy() for v in norm.non_trainable_variables]
@@ -214,6 +223,70 @@ def test_ranks_with_different_tags_write_nothing(on_ranks, tmp_path):
             == "The ranks have different tags. Received, by rank: ['tag0', 'tag1']."
         )
     assert list(tmp_path.iterdir()) == []
+
+
+RAMP = {
+    "train_batch_size": 16,
+    "train_micro_batch_size_per_gpu": 4,
+    "optimizer": {"type": "GSNRSGD", "params": {"lr": 0.01}},
+    "gsnr": {"batch_ramp": {"max_train_batch_size": 32, "share": 100.0, "every": 1}},
+    "zero_optimization": {"stage": 2},
+    "steps_per_print": None,
+}
+
+
+def ramped(config, folder):
+    """An epoch of noise, from the checkpoint if there is one; what comes of it."""
+    import warnings
+
+    import numpy as np
+
+    import gsnr_tf
+
+    warnings.simplefilter("ignore")
+    model, x, _ = problem()
+    y = np.random.default_rng(1).normal(size=(107, 1)).astype("float32")
+    engine = gsnr_tf.initialize(
+        model, config, "mse", training_data=(x, y), run_eagerly=True
+    )
+    engine.load_checkpoint(folder)
+    engine.fit(epochs=1, verbose=0)
+    counters = [engine.global_steps, engine.global_samples, engine.train_batch_size()]
+    counters.append(engine.gradient_accumulation_steps())
+    return model.get_weights(), [*counters, engine.get_lr()], engine
+
+
+def ramped_twice(config, folder):
+    """Two epochs of one job, with a checkpoint between them."""
+    weights, counters, engine = ramped(config, folder)
+    engine.save_checkpoint(folder)
+    engine.fit(epochs=1, verbose=0)
+    return weights, counters, engine.model.get_weights()
+
+
+def ramped_once(config, folder):
+    return ramped(config, folder)[:2]
+
+
+def test_a_batch_grows_alike_on_any_number_of_ranks_and_goes_on_there(
+    on_ranks, tmp_path
+):
+    """5 updates of 16 examples and one of the 16 left; then 3 of 32."""
+    folder = str(tmp_path)
+    (first, counters, second), _ = on_ranks(2, ramped_twice, RAMP, folder)
+    assert counters[:4] == [6, 96, 32, 4]
+    assert counters[4] == pytest.approx([0.01 * 2**0.5])
+    for weights, after in on_ranks(2, ramped_once, RAMP, folder):
+        assert after == [9, 192, 32, 4, counters[4]]
+        for one, other in zip(second, weights):
+            np.testing.assert_array_equal(one, other)
+    anew, fresh = ramped_once(RAMP, str(tmp_path / "none"))
+    assert fresh == [6, 96, 32, 8, counters[4]]
+    resumed, after = ramped_once(RAMP, folder)
+    assert after == [9, 192, 32, 8, counters[4]]
+    for expected, found in ((first, anew), (second, resumed)):
+        for one, other in zip(expected, found):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def timed(config):

@@ -122,13 +122,14 @@ def clip_after_reduction():
     optimizer = gsnr_tf.DistributedOptimizer(keras.optimizers.SGD(1.0, global_clipnorm=1.0))
     gradient = tf.constant([[10.0, 0.0], [-10.0, 0.5]][rank])
     optimizer.apply_gradients([(gradient, variable)])
-    return variable.numpy()
+    return variable.numpy(), float(optimizer.gradient_norm)
 
 
 def test_clipping_acts_on_the_gradient_of_all_ranks(on_ranks):
     """Keras clips first: the two long gradients would lose their balance (R6)."""
-    for weights in on_ranks(2, clip_after_reduction):
+    for weights, norm in on_ranks(2, clip_after_reduction):
         np.testing.assert_allclose(weights, [0.0, -0.25])
+        assert norm == 0.25
 
 
 def collectives(sharding, steps, tensors):

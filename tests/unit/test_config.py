@@ -7,6 +7,7 @@ import pytest
 
 from gsnr_tf import cli
 from gsnr_tf.engine import ConfigError, explain, read, schema
+from gsnr_tf.engine.build import optimizer_arguments
 
 GOOD = {
     "train_batch_size": 64,
@@ -42,6 +43,9 @@ zero_optimization.zero_quantized_gradients zero_optimization.log_trace_cache_war
 zero_optimization.cpu_offload zero_optimization.ignore_unused_parameters
 flops_profiler.module_depth flops_profiler.top_modules flops_profiler.detailed
 """.split()
+
+
+RAMP = {"max_train_batch_size": 256}
 
 
 def changed(path, value, config=GOOD):
@@ -89,6 +93,7 @@ def test_the_schema_is_valid_and_agrees_with_the_reader():
         ("zero_optimization.reduce_bucketsize", "reduce_bucket_size"),
         ("optimizer.parms", "params"),
         ("gsnr.gama", "gamma"),
+        ("gsnr.batch_ramp.shar", "share"),
     ],
 )
 def test_unknown_keys_at_any_level_name_the_nearest(path, meant):
@@ -140,10 +145,40 @@ def test_stage_3_and_one_bit_optimizers_say_what_to_do():
         ("bf16", {"enabled": True}, "fp16 and bf16 exclude each other"),
         ("fp16.min_loss_scale", 1e6, "above the initial scale"),
         ("fp16.enabled", 1, "should be a valid boolean. Received: 1"),
+        ("fp16.initial_scale_power", 128, "less than or equal to 127. Received: 128"),
+        ("gradient_clipping", float("inf"), "should be a finite number. Received: inf"),
+        ("optimizer.params.lr", "0.1", "params.lr must be a number. Received: '0.1'"),
+        ("optimizer.params.lr", None, "params.lr must be a number. Received: None"),
+        ("optimizer.params.lr", "auto", "params.lr: 'auto' is not filled in by anyone"),
+        ("optimizer.params.weight_decay", "x", "weight_decay must be a number"),
+        ("optimizer.params.use_ema", 1, "use_ema must be true or false. Received: 1"),
+        ("optimizer.params.betas", ["a", 1], "params.betas must be two numbers"),
+        ("optimizer", "Adam", "an object of the keys type, params. Received: 'Adam'"),
+        ("scheduler.params.warmup_max_lr", "a", "warmup_max_lr must be a number"),
+        ("gsnr.batch_ramp", {}, "max_train_batch_size: this section or key is needed"),
+        ("gsnr.batch_ramp", RAMP, "Received: scheduler.type='WarmupLR'. Leave"),
     ],
 )
 def test_wrong_values_say_what_was_received_and_what_would_work(path, value, told):
     assert told in refused(changed(path, value))
+
+
+def test_a_ramp_looks_at_what_the_monitor_records():
+    plain = {k: v for k, v in GOOD.items() if k != "scheduler"}
+    ramp = {"batch_ramp": {**RAMP, "every": 3}}
+    read({**plain, "gsnr": {**ramp, "monitor_interval": 3}})
+    message = refused({**plain, "gsnr": {**ramp, "monitor_interval": 4}})
+    assert "every=3 and monitor_interval=4. Leave `every` out" in message
+
+
+def test_a_ramp_needs_room_and_is_explained():
+    plain = {k: v for k, v in GOOD.items() if k != "scheduler"}
+    found = read({**plain, "gsnr": {"batch_ramp": {"max_train_batch_size": 300}}})
+    told = dict(explain(found, 2))
+    assert told["gsnr.batch_ramp"] == "64 > 128 > 256 examples an update"
+    found = read({**plain, "gsnr": {"batch_ramp": {"max_train_batch_size": 127}}})
+    with pytest.raises(ConfigError, match="Set max_train_batch_size to 128 or more"):
+        found.batch(2)
 
 
 def test_the_optimizer_is_needed():
@@ -161,6 +196,7 @@ def test_a_scheduler_names_the_parameters_it_lacks():
     [
         ("gsnr.gamma", 0.5),
         ("gsnr.estimator", "robust"),
+        ("gsnr.batch_ramp", {"max_train_batch_size": 64}),
         ("zero_optimization.stage", 1),
         ("zero_optimization.reduce_bucket_size", 1000),
         ("communication_data_type", "fp16"),
@@ -180,6 +216,15 @@ def test_all_mistakes_are_told_at_once():
         "a",
         "b",
     ]
+
+
+def test_rates_may_be_written_as_integers():
+    found = read(changed("optimizer.params.lr", 1))
+    rule, arguments = optimizer_arguments(found, found.batch(2))
+    rule(**arguments)
+    plain = {k: v for k, v in GOOD.items() if k != "scheduler"}
+    found = read(changed("optimizer.params.lr", 1, plain))
+    assert optimizer_arguments(found, found.batch(2))[1]["learning_rate"] == 1.0
 
 
 def test_integers_may_be_written_as_in_5e8():
@@ -205,6 +250,17 @@ def test_what_is_not_json_says_where(tmp_path, text, told):
     path.write_text(text)
     message = refused(path)
     assert told in message and "config.json" in message
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(GOOD), encoding="utf-8-sig")
+    assert read(path) == read(GOOD)
+
+
+def test_a_job_has_ranks():
+    with pytest.raises(ConfigError, match="at least 1 rank. Received: 0"):
+        read(GOOD).batch(0)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -35,8 +35,7 @@ def test_the_examples_can_be_used(name):
 
 
 def test_every_key_has_a_page_a_default_and_a_meaning():
-    for name, field in Config.model_fields.items():
-        section = section_of(field)
-        page = PAGES[f"{name}.md" if section else "job.md"]
-        for key, inner in section.model_fields.items() if section else [(name, field)]:
-            assert inner.description and f"| `{key}` |" in page
+    for name, section in [("job", Config), *docs.sections(Config)]:
+        for key, field in section.model_fields.items():
+            if not section_of(field):
+                assert field.description and f"| `{key}` |" in PAGES[f"{name}.md"]

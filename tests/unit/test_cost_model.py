@@ -66,8 +66,9 @@ def test_alltoall_fills_the_link_that_a_host_shares():
     cluster = cost.Cluster(hosts=4, ranks_per_host=8, between=link, within=NOTHING)
     leaves = 8 * 24 / 32 * 1e8
     assert cost.alltoall(1e8, cluster) == pytest.approx(leaves / 1e9)
-    # Reduced within the host, one gradient leaves, but for the own host's quarter.
-    assert cost.reduce_then_alltoall(1e8, cluster) == pytest.approx(0.75e8 / 1e9)
+    # Joined within the host, one gradient leaves, but for the own host's quarter.
+    assert cost.alltoall_by_host(1e8, 0, cluster) == pytest.approx(0.75e8 / 1e9)
+    assert cost.alltoall_by_host(1e8, 1e8, cluster) == pytest.approx(1.5e8 / 1e9)
 
 
 def test_slices_cost_what_a_plain_allreduce_costs_but_for_sums():
@@ -199,12 +200,23 @@ def test_no_step_is_shorter_than_its_computation(scheme, job, cluster):
 
 
 @given(JOBS, CLUSTERS)
-def test_with_one_rank_a_host_there_is_nothing_to_reduce_first(job, cluster):
+def test_with_one_rank_a_host_slices_go_at_once(job, cluster):
     cluster = dataclasses.replace(cluster, ranks_per_host=1)
-    by_host, slices = (
-        cost.step(s, job, cluster).seconds for s in ("by host", "slices")
+    slices, flat = (cost.step(s, job, cluster).seconds for s in ("slices", "flat"))
+    assert slices == pytest.approx(flat)
+
+
+def test_many_hosts_of_many_ranks_pay_what_a_plain_allreduce_costs():
+    """With links within hosts that cost nothing, and no latency."""
+    link = cost.Link(latency=0.0, bandwidth=1e9)
+    cluster = cost.Cluster(hosts=64, ranks_per_host=8, between=link, within=NOTHING)
+    job = cost.Job(parameters=10**8, sums=0)
+    plain, slices, flat = (
+        cost.step(s, job, cluster).gradients + cost.step(s, job, cluster).rest
+        for s in ("plain", "slices", "flat")
     )
-    assert by_host == pytest.approx(slices)
+    assert slices == pytest.approx(plain, rel=0.01)
+    assert flat == pytest.approx(4.5 * plain, rel=0.02)
 
 
 @given(JOBS, CLUSTERS)
@@ -231,10 +243,14 @@ def test_without_latency_nothing_is_bound_by_it():
     assert cost.latency_bound_from(cost.Job(parameters=1), flat(2)) is None
 
 
-def test_samples_are_hosts_where_hosts_reduce_first():
-    cluster = cost.Cluster(hosts=3, ranks_per_host=4, between=NOTHING, within=NOTHING)
-    found = [cost.samples(scheme, cluster) for scheme in cost.SCHEMES]
-    assert found == [12, 12, 12, 3]
+@pytest.mark.parametrize(
+    "hosts, per_host, k", [(1, 16, 16), (16, 1, 16), (7, 4, 28), (8, 4, 8)]
+)
+def test_hosts_are_samples_where_there_are_eight(hosts, per_host, k):
+    cluster = cost.Cluster(
+        hosts=hosts, ranks_per_host=per_host, between=NOTHING, within=NOTHING
+    )
+    assert cost.samples(cluster) == k
 
 
 @pytest.mark.parametrize(

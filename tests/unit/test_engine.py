@@ -197,7 +197,7 @@ def test_the_printed_loss_is_the_update_s_in_both_ways(capsys):
     loss = engine.train_batch()
     assert f"loss={loss:.4f}" in capsys.readouterr().out
     loss = make(steps_per_print=2).fit(epochs=1, verbose=0).history["loss"][0]
-    assert f"step=2, skipped=0, lr=0.1, loss={loss:.4f}" in capsys.readouterr().out
+    assert f"step=2, skipped=0, lr=0.1, batch=16, loss={loss:.4f}" in capsys.readouterr().out
 
 
 def test_an_unbuilt_model_and_a_strategy_are_refused():

@@ -197,8 +197,8 @@ def test_a_plan_fits_the_terminal_and_draws_a_picture(tmp_path, monkeypatch, cap
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80
     told = " ".join(said.split())
-    assert "gsnr_tf does not do that yet" in told
-    assert "k would be the number of hosts" in told
+    assert "Slices go by host there" in told
+    assert "from 8 on a host is one (k = 128 here)" in told
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 

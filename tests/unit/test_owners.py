@@ -7,24 +7,52 @@ import pytest
 from gsnr_tf.comm import horovod
 
 
-def pays(monkeypatch, hosts, per_host):
+def communicator(monkeypatch, ranks_of_hosts, rank=0):
+    """That of a rank on the first of hosts with so many ranks each."""
+    places = [(host, seat) for host, n in enumerate(ranks_of_hosts) for seat in range(n)]
+    # As Horovod counts: hosts that have a rank of this place.
+    cross = sum(seat == places[rank][1] for _, seat in places)
     hvd = types.SimpleNamespace(
-        size=lambda: hosts * per_host,
-        cross_size=lambda: hosts,
-        local_size=lambda: per_host,
+        rank=lambda: rank,
+        size=lambda: len(places),
+        cross_size=lambda: cross,
+        cross_rank=lambda: places[rank][0],
+        local_size=lambda: ranks_of_hosts[places[rank][0]],
+        local_rank=lambda: places[rank][1],
+        is_homogeneous=lambda: len(set(ranks_of_hosts)) == 1,
+        allgather_object=lambda value, name: places,
     )
     monkeypatch.setattr(horovod, "load", lambda: hvd)
-    return horovod.HorovodCommunicator().owners_pay
+    return horovod.HorovodCommunicator()
 
 
-@pytest.mark.parametrize("hosts, per_host", [(1, 2), (1, 64), (8, 1), (8, 2), (2, 3)])
-def test_owners_pay_where_few_ranks_share_a_link(monkeypatch, hosts, per_host):
-    assert pays(monkeypatch, hosts, per_host)
+@pytest.mark.parametrize("hosts", [[2], [64], [1] * 8])
+def test_ranks_that_share_no_link_exchange_at_once(monkeypatch, hosts):
+    found = communicator(monkeypatch, hosts)
+    assert found.owners_pay
+    assert found.route.hosts == 1
 
 
-@pytest.mark.parametrize("hosts, per_host", [(2, 4), (16, 8)])
-def test_owners_do_not_pay_where_a_host_would_send_more_than_twice(
-    monkeypatch, hosts, per_host
-):
-    assert (per_host + 1) / 2 > 2
-    assert not pays(monkeypatch, hosts, per_host)
+@pytest.mark.parametrize("hosts", [[2] * 8, [3, 3], [8] * 16])
+def test_hosts_of_several_ranks_exchange_by_host(monkeypatch, hosts):
+    found = communicator(monkeypatch, hosts)
+    assert found.owners_pay
+    assert found.route.hosts == len(hosts)
+
+
+@pytest.mark.parametrize(
+    "hosts, pays", [([2, 1], True), ([3, 1, 1], True), ([4, 1], False), ([8, 4], False)]
+)
+def test_unlike_hosts_decide_alike(monkeypatch, hosts, pays):
+    for rank in range(sum(hosts)):
+        found = communicator(monkeypatch, hosts, rank)
+        assert found.owners_pay == pays
+        assert found.route.hosts == 1
+
+
+@pytest.mark.parametrize("hosts, pays", [([2, 2], True), ([4, 4], False)])
+def test_in_an_elastic_job_nobody_is_asked(monkeypatch, hosts, pays):
+    monkeypatch.setenv("HOROVOD_ELASTIC", "1")
+    found = communicator(monkeypatch, hosts)
+    assert found.owners_pay == pays
+    assert found.route.hosts == 1

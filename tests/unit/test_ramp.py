@@ -109,7 +109,9 @@ def trained(ramp, noise, rate=0.05, epochs=1, callbacks=()):
 
 def test_the_batch_grows_with_the_noise(tmp_path):
     ramp = BatchSizeRamp(8, scaling="sqrt", max_joined=4, every=1)
-    model = trained(ramp, noise=1.0, callbacks=[GSNRMonitor(tmp_path, every=1)])
+    # How many batches wait to be joined, and are too small, is a matter of time.
+    watching = [GSNRMonitor(tmp_path, every=1)]
+    model = trained(ramp, noise=1.0, epochs=2, callbacks=watching)
     sizes = [(done["accumulation"], done["joined"]) for done in ramp.history]
     assert sizes == [(4, 1), (8, 1), (8, 2), (8, 4)]
     rates = [done["learning_rate"] for done in ramp.history]
@@ -119,7 +121,7 @@ def test_the_batch_grows_with_the_noise(tmp_path):
     assert sorted(set(batches[:-1])) == [16, 32, 64, 128, 256]
     assert (np.diff(batches[:-1]) >= 0).all()
     # Every example was seen once, whatever the size of its batch.
-    assert Run(tmp_path).series("progress/updates")[0][-1] <= 4096
+    assert Run(tmp_path).series("progress/updates")[0][-1] <= 2 * 4096
 
 
 def test_without_noise_the_batch_stays(tmp_path):

@@ -202,3 +202,4 @@ def test_keras_optimizers_accumulate_and_clip_after_reduction_too(mirrored):
     np.testing.assert_array_equal(weight.numpy(), [0, 0])
     step()
     np.testing.assert_allclose(weight.numpy(), [0, -0.25])
+    assert float(optimizer.gradient_norm) == 0.25

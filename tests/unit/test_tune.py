@@ -5,6 +5,7 @@ import json
 import pytest
 
 from gsnr_tf.engine import ConfigError, read, trial, tune
+from gsnr_tf.engine.build import optimizer_arguments
 from gsnr_tf.engine.tune import Result
 
 
@@ -66,6 +67,51 @@ def test_the_fastest_is_found():
     assert searched(job, {**rising, 1: None}) == ([1], None)
 
 
+def with_slices(stage=2, optimizer="GSNRLamb"):
+    return read(
+        {
+            "train_batch_size": 32,
+            "optimizer": {"type": optimizer},
+            "zero_optimization": {"stage": stage, "reduce_bucket_size": 1000},
+            "autotuning": {"enabled": True, "num_tuning_micro_batch_sizes": 2},
+        }
+    )
+
+
+def test_bucket_sizes_are_tried_with_the_fastest_micro_batch():
+    """A job whose speed is that of its micro-batch over how far its buckets are off."""
+    job, tried = with_slices(), []
+
+    def run(changes):
+        micro = changes["train_micro_batch_size_per_gpu"]
+        bucket = changes.get("zero_optimization", {}).get("reduce_bucket_size", 1000)
+        tried.append((micro, bucket))
+        return Result(changes, (10 - micro) / (1 + abs(bucket - 2**20)), 1)
+
+    found = tune.best(tune.search(job, 2, run, lambda result: None))
+    assert tried[:2] == [(2, 1000), (4, 1000)]
+    assert tried[2:] == [(2, 2**power) for power in (18, 20, 22, 24)]
+    values = trial.merged(job.model_dump(), found.changes)
+    assert values["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 2**20}
+    _, arguments = optimizer_arguments(read(values), read(values).batch(2))
+    assert arguments["bucket_bytes"] == 2**22 and arguments["sharding"] == "slices"
+
+
+def test_without_slices_there_are_no_buckets_to_try():
+    for job, ranks in ((with_slices(), 1), (with_slices(stage=0), 2)):
+        assert tune.buckets(job, job.batch(ranks)) == []
+
+
+def test_a_trial_has_the_batch_that_it_is_told(monkeypatch):
+    told = json.dumps({"changes": {"train_batch_size": 8}, "report": "x"})
+    monkeypatch.setenv(trial.VARIABLE, told)
+    gsnr = {"gamma": 0.5, "batch_ramp": {"max_train_batch_size": 16}}
+    values = {"optimizer": {"type": "GSNRSGD"}, "gsnr": gsnr}
+    found = read(values)
+    assert found.gsnr.batch_ramp is None and found.gsnr.gamma == 0.5
+    assert "batch_ramp" in values["gsnr"]
+
+
 def test_the_search_must_be_enabled():
     with pytest.raises(ConfigError, match='"autotuning": {"enabled": true}'):
         tune.search(config(enabled=False), 1, None, None)
@@ -92,12 +138,14 @@ def test_changes_reach_the_configuration_of_a_trial(monkeypatch):
 
 
 JOB = """
-import sys, gsnr_tf, keras, numpy as np
+import json, os, sys
+if json.loads(os.environ["GSNR_TF_TRIAL"])["changes"][sys.argv[4]] == 32:
+    raise MemoryError("too large")  # before TensorFlow takes its time
+import gsnr_tf, keras, numpy as np
 x = np.ones((64, 2), "float32")
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 engine = gsnr_tf.initialize(model, sys.argv[1], "mse", training_data=(x, x[:, :1]))
-if engine.train_micro_batch_size_per_gpu() == 32:
-    raise MemoryError("too large")
+assert engine.train_micro_batch_size_per_gpu() == 16
 engine.save_checkpoint("never")
 engine.fit(epochs=int(sys.argv[3]), verbose=0)
 """
@@ -123,11 +171,12 @@ def test_trials_of_a_script_and_what_is_written(tmp_path, monkeypatch, capsys):
         "config.json",
         "--epochs",
         "9",
+        "train_micro_batch_size_per_gpu",
     ]
     assert cli.main(command) == 0
     good, bad, _ = capsys.readouterr().out.splitlines()
-    assert '"train_micro_batch_size_per_gpu": 16}: ' in good and " examples/s, " in good
-    assert '"train_micro_batch_size_per_gpu": 32}: failed: out of memory' in bad
+    assert good.startswith("micro-batch 16: ") and " examples/s, " in good
+    assert bad.startswith("micro-batch 32: failed: out of memory")
     found = read(tmp_path / "autotuning_results" / "config.json")
     assert found.batch(1) == (32, 16, 2, 1) and not found.autotuning.enabled
     assert not (tmp_path / "never").exists()
