@@ -213,12 +213,13 @@ class GSNROptimizer(DistributedStep):
                 "(8 is a good start)."
             )
         self._check_slices()
-        if self.samples < _SOUND_SAMPLES:
+        if self.samples < _SOUND_SAMPLES and self.estimator == "paper":
             warnings.warn(
                 f"{type(self).__name__} has k={self.samples} samples an update "
                 f"({received}). Below {_SOUND_SAMPLES} the estimate is poor: of pure "
                 "noise, r has the expectation 1/(k-3), and at k=2 about 99% of all "
-                "multipliers sit on the floor. Raise gradient_accumulation_steps.",
+                "multipliers sit on the floor. Raise gradient_accumulation_steps, or "
+                "take estimator='robust'.",
                 stacklevel=2,
             )
 

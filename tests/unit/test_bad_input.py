@@ -117,6 +117,15 @@ def test_few_samples_warn_once(row, k, times):
     assert len(about_k) == times
 
 
+def test_few_samples_do_not_worry_the_robust_estimator():
+    with pytest.warns(UserWarning, match="or take estimator='robust'"):
+        OPTIMIZERS["lamb"].make(gradient_accumulation_steps=2).build([variable()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        robust = {"estimator": "robust", "gradient_accumulation_steps": 2}
+        OPTIMIZERS["lamb"].make(**robust).build([variable()])
+
+
 @pytest.mark.parametrize(
     "name, argument",
     [(name, "exclude_from_weight_decay") for name in OPTIMIZERS]
