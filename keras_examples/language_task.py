@@ -20,9 +20,15 @@ class Bytes(Task):
 
     metric = "loss (nats a byte)"
     tokens, causal = 256, False
-    learning_rates = {"adam": 0.02, "lamb": 0.06}
+    learning_rates = {"adam": 0.005, "lamb": 0.02}
     sizes = {
-        "small": {"width": 32, "depth": 1, "length": 32, "epochs": 0.1},
+        "small": {
+            "width": 32,
+            "depth": 1,
+            "length": 32,
+            "epochs": 0.1,
+            "learning_rates": {"adam": 0.02, "lamb": 0.06},
+        },
         "default": {"width": 48, "depth": 2, "length": 64, "epochs": 0.25},
         "large": {"width": 256, "depth": 6, "length": 256, "epochs": 3},
     }
