@@ -27,6 +27,7 @@ class Bytes(Task):
             "depth": 1,
             "length": 32,
             "epochs": 0.1,
+            "target": None,
             "learning_rates": {"adam": 0.02, "lamb": 0.06},
         },
         "default": {"width": 48, "depth": 2, "length": 64, "epochs": 0.25},
@@ -63,7 +64,7 @@ class Bytes(Task):
 class CausalBytes(Bytes):
     """Each byte from those before it."""
 
-    causal, target = True, 2.7
+    causal, target = True, 2.5
 
     def load(self):
         def pairs(pieces):
@@ -75,7 +76,7 @@ class CausalBytes(Bytes):
 class MaskedBytes(Bytes):
     """BERT's task: bytes that were hidden, from those on both sides."""
 
-    tokens, target = 257, 3.1
+    tokens, target = 257, 3.08
 
     def load(self):
         splits = enumerate(self.windows(self.length))
