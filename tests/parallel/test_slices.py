@@ -142,11 +142,11 @@ def test_a_window_of_a_worker_may_count_as_one_sample(on_ranks, ranks):
     results = on_ranks(ranks, both_ways, name, arguments, 2, SHAPES, None, None)
     assert_alike(results)
     assert_alike(on_ranks(ranks, both_ways, name, arguments, 2, SHAPES, None, [3.0, 1.0]))
-    assert "k=2 samples" in results[0][1]
+    report = results[0][1]
+    assert "k=2 samples" in report
     # Nothing but one alltoall and one allgather.
-    assert sent(results[0][1]) == sent(
-        on_ranks(ranks, both_ways, *RULES["lamb"], None, SHAPES, None, None)[0][1]
-    )
+    elements = sum(int(line[line.index("owns") + 1]) for line in table(report))
+    assert sent(report) == [4 * elements] * 2
 
 
 def table(report):
@@ -256,17 +256,17 @@ def saved_by_one(folder, ranks_that_save):
     return saved, whole_state(model)
 
 
-@pytest.mark.parametrize("saving", [[0], [1], [0, 1]])
-def test_one_rank_may_save_while_the_others_train_on(on_ranks, tmp_path, saving):
-    expected, _ = on_ranks(2, saved_by_one, str(tmp_path), [0, 1])[0]
-    results = on_ranks(2, saved_by_one, str(tmp_path), saving)
-    for rank, (saved, last) in enumerate(results):
-        assert (saved is not None) == (rank in saving)
-        if saved is not None:
-            for value, same in zip(saved, expected, strict=True):
-                np.testing.assert_array_equal(value, same)
-        for value, same in zip(last, results[0][1], strict=True):
-            np.testing.assert_array_equal(value, same)
+def test_one_rank_may_save_while_the_others_train_on(on_ranks, tmp_path):
+    (expected, _), (same, _) = on_ranks(2, saved_by_one, str(tmp_path), [0, 1])
+    alone = [on_ranks(2, saved_by_one, str(tmp_path), [rank]) for rank in (0, 1)]
+    assert alone[0][1][0] is None and alone[1][0][0] is None
+    for saved in (same, alone[0][0][0], alone[1][1][0]):
+        for value, other in zip(saved, expected, strict=True):
+            np.testing.assert_array_equal(value, other)
+    last = [state for results in alone for _, state in results]
+    for state in last[1:]:
+        for value, other in zip(state, last[0], strict=True):
+            np.testing.assert_array_equal(value, other)
 
 
 def asked_at_the_wrong_time():
@@ -369,7 +369,8 @@ def load(folder, sharding, float16):
 @pytest.mark.parametrize("float16", [False, True])
 def test_a_checkpoint_fits_any_number_of_ranks(on_ranks, tmp_path, float16):
     (saved, later), _ = on_ranks(2, save, str(tmp_path), "slices", float16)
-    for ranks, sharding in [(2, "slices"), (2, "none"), (3, "slices")]:
+    others = [(2, "slices")] if float16 else [(2, "none"), (3, "slices")]
+    for ranks, sharding in others:
         for results in on_ranks(ranks, load, str(tmp_path), sharding, float16):
             for read, trained in results:
                 for value, expected in zip(read, saved, strict=True):
