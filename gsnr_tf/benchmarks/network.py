@@ -28,10 +28,11 @@ def _same(tensor, *_, **__):
 
 
 def _own_part(tensor, splits, **_):
-    """Alltoall that receives its own part from everybody."""
+    """Alltoall that receives its own part from all it sends to."""
     start, rows = sum(splits[: hvd.rank()]), splits[hvd.rank()]
+    others = np.count_nonzero(splits)
     received = tf.tile(
-        tensor[start : start + rows], [hvd.size()] + [1] * (tensor.shape.rank - 1)
+        tensor[start : start + rows], [others] + [1] * (tensor.shape.rank - 1)
     )
     return received, tf.fill([hvd.size()], rows)
 
