@@ -89,8 +89,11 @@ class HorovodCommunicator(Communicator):
     """The ranks of a Horovod job, one worker each.
 
     Each may own a part of what is divided into rows, as even as it goes: part i of k
-    is the rows from n·i/k to n·(i+1)/k. Rank i owns part i; where several hosts have
-    several ranks each, parts go by host (`Route.by_host`).
+    is the rows from n·i/k to n·(i+1)/k. Rank i owns part i, unless `go_by_host`.
+
+    Attributes:
+        route: The `Route` of parts to their owners.
+        hosts: How many hosts they could go by; 1 where there is nothing to gain.
     """
 
     has_owners = True
@@ -98,21 +101,26 @@ class HorovodCommunicator(Communicator):
     def __init__(self):
         self._hvd = load()
         self.workers = self._hvd.size()
-        self.route, self.owners_pay = self._way_to_owners()
+        self.route = Route.flat(self._hvd.rank(), self.workers)
+        self._by_host, self.owners_pay = self._ways()
+        self.hosts = self._by_host.hosts if self._by_host else 1
 
-    def _way_to_owners(self):
-        """The `Route`, and whether it is worth while. Alike on all ranks."""
+    def _ways(self):
+        """The `Route` by host or `None`, and whether owners pay. Alike on all ranks."""
         hvd = self._hvd
-        flat = Route.flat(hvd.rank(), self.workers)
         alike = hvd.is_homogeneous()
         if alike and 1 in (hvd.cross_size(), hvd.local_size()):
-            return flat, True
+            return None, True
         # In an elastic job the ranks that would have to agree may not be there yet.
         if elastic():
-            return flat, alike and hvd.local_size() <= _FEW
+            return None, alike and hvd.local_size() <= _FEW
         places = self.gather((hvd.cross_rank(), hvd.local_rank()))
         route = Route.by_host(hvd.rank(), places) if alike else None
-        return route or flat, bool(route) or max(seat for _, seat in places) < _FEW
+        return route, bool(route) or max(seat for _, seat in places) < _FEW
+
+    def go_by_host(self):
+        """Makes `route` the one by host; there must be several `hosts`."""
+        self.route = self._by_host
 
     def run(self, step, *values):
         graph = tf.compat.v1.get_default_graph()

@@ -20,6 +20,9 @@ from gsnr_tf.stats import ESTIMATORS
 
 # What may be a sample, the smallest first.
 _SAMPLES = ("micro_batch", "worker", "host")
+# From so many ranks on, slices that go by host with their spread pass its link more
+# rarely than at once.
+_MANY_ON_A_HOST = 3
 # Below this many samples the mean of r has no finite expectation to speak of.
 _SOUND_SAMPLES = 8
 
@@ -224,20 +227,28 @@ class GSNROptimizer(DistributedStep):
             )
 
     def _choose_sample(self):
-        hosts = self._comm.route.hosts if self._shares_slices() else 1
+        """One of `_SAMPLES`; and lets slices go by host where they pass its link more
+        rarely so, which is 2 times the first half of an allreduce, or once where a host
+        is a sample, in place of once for each of its ranks."""
+        workers = self._comm.workers
+        hosts = self._comm.hosts if self._shares_slices() else 1
         if self.sample == "host" and hosts == 1:
             raise ValueError(
-                "A host is a sample only where slices go by host. Received: "
-                f"sample='host' and sharding='{self.sharding}' with {self._comm.workers} "
-                "worker(s), not on several hosts of as many ranks each. Leave `sample` "
-                "out."
+                "A host is a sample only where slices can go by host. Received: "
+                f"sample='host' and sharding='{self.sharding}' with {workers} worker(s), "
+                "not on several hosts of as many ranks each. Leave `sample` out."
             )
-        if self.sample != "auto":
-            return self.sample
-        for name, number in (("host", hosts), ("worker", self._comm.workers)):
-            if number >= _SOUND_SAMPLES:
-                return name
-        return "micro_batch"
+        found = self.sample
+        if found == "auto":
+            enough = [
+                name
+                for name, number in (("host", hosts), ("worker", workers))
+                if number >= _SOUND_SAMPLES
+            ]
+            found = enough[0] if enough else "micro_batch"
+        if hosts > 1 and (found == "host" or workers // hosts >= _MANY_ON_A_HOST):
+            self._comm.go_by_host()
+        return found
 
     def _shares_slices(self):
         wanted = self._comm.owners_pay if self.sharding == "auto" else self.sharding != "none"

@@ -9,8 +9,8 @@ import dataclasses
 import math
 
 # The ways to take an optimizer's step that are compared.
-# Slices go by host where several hosts have several ranks each; FLAT tells what they
-# would cost if all ranks exchanged at once there, too.
+# Slices go by host where that sends less through its link; FLAT tells what they would
+# cost if all ranks exchanged at once there, too.
 PLAIN, WHOLE, SLICES, FLAT = "plain", "none", "slices", "flat"
 SCHEMES = (PLAIN, WHOLE, SLICES, FLAT)
 
@@ -298,8 +298,9 @@ def step(scheme, job, cluster, costs=Costs()):
 
 
 def goes_by_host(cluster):
-    """Whether slices take their way through hosts."""
-    return cluster.hosts > 1 and cluster.ranks_per_host > 1
+    """Whether slices take their way through hosts: see `GSNROptimizer`."""
+    ranks, sound = cluster.ranks_per_host, cluster.hosts >= _SOUND_SAMPLES
+    return cluster.hosts > 1 and (ranks > 2 or (ranks > 1 and sound))
 
 
 def _spread(job, cluster):

@@ -244,7 +244,7 @@ def test_without_latency_nothing_is_bound_by_it():
 
 
 @pytest.mark.parametrize(
-    "hosts, per_host, k", [(1, 16, 16), (16, 1, 16), (7, 4, 28), (8, 4, 8)]
+    "hosts, per_host, k", [(1, 16, 16), (16, 1, 16), (7, 4, 28), (8, 4, 8), (8, 2, 8)]
 )
 def test_hosts_are_samples_where_there_are_eight(hosts, per_host, k):
     cluster = cost.Cluster(
