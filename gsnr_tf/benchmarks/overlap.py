@@ -51,10 +51,10 @@ def exchanges(timeline):
     # Horovod writes as it goes, and leaves the list open.
     events = json.loads(text if text.endswith("]") else text + "]")
     buckets = {
-        event["pid"]: int(event["args"]["name"].split(".")[-2])
+        event["pid"]: int(event["args"]["name"].split(".")[-3])
         for event in events
         if event.get("name") == "process_name"
-        and event["args"].get("name", "").endswith(".mean")
+        and event["args"].get("name", "").endswith(".0.mean")
     }
     found = {number: [] for number in buckets.values()}
     for event in events:
