@@ -1,5 +1,6 @@
 """The ranks of a Horovod job."""
 
+import functools
 import os
 
 import numpy as np
@@ -93,7 +94,8 @@ class HorovodCommunicator(Communicator):
 
     Attributes:
         route: The `Route` of parts to their owners.
-        hosts: How many hosts they could go by; 1 where there is nothing to gain.
+        hosts: How many hosts they could go by; 1 where there is nothing to gain. All
+            ranks must ask for this, and for `owners_pay`, at the same point.
     """
 
     has_owners = True
@@ -102,11 +104,20 @@ class HorovodCommunicator(Communicator):
         self._hvd = load()
         self.workers = self._hvd.size()
         self.route = Route.flat(self._hvd.rank(), self.workers)
-        self._by_host, self.owners_pay = self._ways()
-        self.hosts = self._by_host.hosts if self._by_host else 1
 
+    @property
+    def owners_pay(self):
+        return self._ways[1]
+
+    @property
+    def hosts(self):
+        by_host, _ = self._ways
+        return by_host.hosts if by_host else 1
+
+    @functools.cached_property
     def _ways(self):
-        """The `Route` by host or `None`, and whether owners pay. Alike on all ranks."""
+        """The `Route` by host or `None`, and whether owners pay. Alike on all ranks,
+        which must ask at the same point."""
         hvd = self._hvd
         alike = hvd.is_homogeneous()
         if alike and 1 in (hvd.cross_size(), hvd.local_size()):
@@ -120,7 +131,7 @@ class HorovodCommunicator(Communicator):
 
     def go_by_host(self):
         """Makes `route` the one by host; there must be several `hosts`."""
-        self.route = self._by_host
+        self.route, _ = self._ways
 
     def run(self, step, *values):
         graph = tf.compat.v1.get_default_graph()

@@ -20,8 +20,7 @@ from gsnr_tf.stats import ESTIMATORS
 
 # What may be a sample, the smallest first.
 _SAMPLES = ("micro_batch", "worker", "host")
-# From so many ranks on, slices that go by host with their spread pass its link more
-# rarely than at once.
+# From so many ranks on mean and spread are fewer bytes than a gradient for each.
 _MANY_ON_A_HOST = 3
 # Below this many samples the mean of r has no finite expectation to speak of.
 _SOUND_SAMPLES = 8
@@ -200,7 +199,9 @@ class GSNROptimizer(DistributedStep):
         """Decides what a sample is; raises where they are too few."""
         workers, steps = self._comm.workers, self.gradient_accumulation_steps or 1
         if not self.built:
-            self._one_is = self._choose_sample()
+            hosts = self._comm.hosts if self._shares_slices() else 1
+            self._one_is = self._choose_sample(hosts)
+            self._choose_route(hosts)
             by_batch = self._one_is == "micro_batch"
             self._keeps_spread = (steps > 1 or self._varies) and by_batch
         received = f"{workers} worker(s) and gradient_accumulation_steps={steps}"
@@ -210,7 +211,7 @@ class GSNROptimizer(DistributedStep):
             raise ValueError(
                 f"{type(self).__name__} measures how far samples of the gradient "
                 f"agree, and one sample has no spread. Received: {received}. Either "
-                "start several ranks (`horovodrun -np 8 python ...`), or make model "
+                "start several ranks (`gsnr-tf run --np 8 train.py`), or make model "
                 "and optimizer inside the scope of a tf.distribute strategy with "
                 "several replicas, or set gradient_accumulation_steps to 2 or more "
                 "(8 is a good start)."
@@ -226,29 +227,28 @@ class GSNROptimizer(DistributedStep):
                 stacklevel=2,
             )
 
-    def _choose_sample(self):
-        """One of `_SAMPLES`; and lets slices go by host where they pass its link more
-        rarely so, which is 2 times the first half of an allreduce, or once where a host
-        is a sample, in place of once for each of its ranks."""
-        workers = self._comm.workers
-        hosts = self._comm.hosts if self._shares_slices() else 1
+    def _choose_sample(self, hosts):
+        """One of `_SAMPLES`, where slices could go by so many hosts."""
         if self.sample == "host" and hosts == 1:
             raise ValueError(
                 "A host is a sample only where slices can go by host. Received: "
-                f"sample='host' and sharding='{self.sharding}' with {workers} worker(s), "
-                "not on several hosts of as many ranks each. Leave `sample` out."
+                f"sample='host' and sharding='{self.sharding}' with {self._comm.workers} "
+                "worker(s), not on several hosts of as many ranks each. Leave `sample` "
+                "out."
             )
-        found = self.sample
-        if found == "auto":
-            enough = [
-                name
-                for name, number in (("host", hosts), ("worker", workers))
-                if number >= _SOUND_SAMPLES
-            ]
-            found = enough[0] if enough else "micro_batch"
-        if hosts > 1 and (found == "host" or workers // hosts >= _MANY_ON_A_HOST):
+        if self.sample != "auto":
+            return self.sample
+        for name, number in (("host", hosts), ("worker", self._comm.workers)):
+            if number >= _SOUND_SAMPLES:
+                return name
+        return "micro_batch"
+
+    def _choose_route(self, hosts):
+        """Goes by host where its link then carries less: one gradient, and one spread
+        unless the host is a sample, in place of one for each of its ranks."""
+        per_host = self._comm.workers // hosts
+        if hosts > 1 and (self._one_is == "host" or per_host >= _MANY_ON_A_HOST):
             self._comm.go_by_host()
-        return found
 
     def _shares_slices(self):
         wanted = self._comm.owners_pay if self.sharding == "auto" else self.sharding != "none"

@@ -84,7 +84,11 @@ class Watch:
 
     def mark(self, point, after):
         """Notes when the tensors `after` are there, as point 0, 1 or 2 of the step."""
-        self._comm.update(self._times[point], _assign, clock(after))
+        now = clock(after)
+        if point:
+            # An operation that reads the clock may be ready, and not run, for a while.
+            now = tf.maximum(now, self._times[point - 1])
+        self._comm.update(self._times[point], _assign, now)
 
     @property
     def update(self):

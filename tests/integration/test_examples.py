@@ -217,7 +217,7 @@ def test_the_benchmark_compares_time_and_memory():
     ratios = re.findall(r"^  (\S.*?) +[\d.]+ +([\d.]+)$", time, re.M)
     assert [name for name, _ in ratios] == names
     assert float(ratios[0][1]) == 1.0
-    states = re.findall(r"^  (\S.*?) +([\d.]+) +[\d.]+$", memory, re.M)
+    states = re.findall(r"^  (\S.*?) +([\d.]+) +[\d.]+ +[\d.]+$", memory, re.M)
     assert [name for name, _ in states] == names
 
 

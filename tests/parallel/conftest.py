@@ -18,22 +18,24 @@ def pytest_collection_modifyitems(items):
     items[:] = [next(ordered) if item in sizes else item for item in items]
 
 
-@pytest.fixture(scope="session")
-def _pool():
-    running = {}
-    yield running
-    for ranks in running.values():
-        ranks.stop()
+# Jobs that wait for the next body, by number of ranks and of hosts.
+_pool = {}
+
+
+def pytest_runtest_teardown(nextitem):
+    """Idle ranks talk to each other every millisecond: none beside other tests."""
+    if nextitem is None or nextitem.path.parent != HERE:
+        while _pool:
+            _pool.popitem()[1].stop()
 
 
 @pytest.fixture
-def on_ranks(_pool, request):
+def on_ranks(request):
     """`on_ranks(n, body, *args, hosts=1)`: what `body` returned on each of `n` ranks."""
     # The ranks cannot import test modules: send their functions by value.
     cloudpickle.register_pickle_by_value(sys.modules[request.module.__name__])
 
     def run(size, body, *args, hosts=1, **options):
-        # Idle ranks still talk to each other every millisecond: keep one job alive.
         wanted = (size, hosts)
         for other in [job for job, r in _pool.items() if job != wanted or not r.alive]:
             _pool.pop(other).stop()

@@ -97,7 +97,7 @@ def test_one_sample_names_the_three_ways_out(row):
     message = str(raised.value)
     for part in (
         row.optimizer.__name__,
-        "horovodrun -np 8",
+        "gsnr-tf run --np 8",
         "strategy",
         "gradient_accumulation_steps",
         "Received: 1 worker",
