@@ -343,8 +343,9 @@ def memory(scheme, job, ranks):
         # Means, spreads, and what either is reduced to.
         held = 3 * job.size
     else:
-        # All gradients in one vector, the samples of the slice, all new weights.
-        state, held = state / ranks, 3 * job.size
+        # Samples, statistics and new weights take the place of gradients that are
+        # gone: measured at less than all new weights.
+        state, held = state / ranks, job.size
     return 2 * job.size + state + held
 
 

@@ -130,7 +130,7 @@ def test_state_is_shared_out_and_weights_are_not():
     job = cost.Job(parameters=1000)
     assert cost.memory("plain", job, 8) == 4000 * (2 + 2 + 1)
     assert cost.memory("none", job, 8) == 4000 * (2 + 3 + 3)
-    assert cost.memory("slices", job, 8) == 4000 * (2 + 3 / 8 + 3)
+    assert cost.memory("slices", job, 8) == 4000 * (2 + 3 / 8 + 1)
 
 
 @pytest.mark.parametrize(
