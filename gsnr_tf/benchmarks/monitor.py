@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 import gsnr_tf
+from gsnr_tf.benchmarks import contenders
 from gsnr_tf.callbacks import GSNRMonitor
 
 _WIDTH = 512
@@ -77,8 +78,7 @@ def main(arguments=None):
     parser.add_argument("--every", type=int)
     parser.add_argument("--turns", type=int)
     args = parser.parse_args(arguments)
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(2)
+    contenders.use_one_core()
     with tempfile.TemporaryDirectory() as folder:
         monitor = GSNRMonitor(folder, every=args.every)
         plain, model = trainer(args.sharding, args.layers, args.batch)

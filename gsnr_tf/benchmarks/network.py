@@ -146,9 +146,7 @@ def measure(rule, elements, tensors, rounds):
 def main():
     """Measures what each line of standard input asks for; rank 0 answers."""
     hvd.init()
-    # A core for each rank, at best: more threads would measure who gets them.
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(2)
+    contenders.use_one_core()
     for line in sys.stdin:
         answer = measure(**json.loads(line))
         if hvd.rank() == 0:

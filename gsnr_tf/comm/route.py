@@ -6,6 +6,19 @@ import numpy as np
 import tensorflow as tf
 
 
+# From so many ranks on mean and spread are fewer bytes than a gradient for each.
+_MANY_ON_A_HOST = 3
+
+
+def by_host_pays(hosts, ranks_per_host, host_is_sample):
+    """Whether a host's link carries less by host than if all ranks exchange at once.
+
+    By host one gradient leaves it, and one spread unless the host is a sample; at once
+    a gradient for each of its ranks does.
+    """
+    return hosts > 1 and (host_is_sample or ranks_per_host >= _MANY_ON_A_HOST)
+
+
 class Level(NamedTuple):
     """Ranks that exchange among themselves.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from gsnr_tf import comm
+from gsnr_tf.comm.route import by_host_pays
 from gsnr_tf.optimizers.base import DistributedStep
 from gsnr_tf.optimizers.exclusions import (
     as_list,
@@ -16,14 +17,10 @@ from gsnr_tf.optimizers.exclusions import (
 )
 from gsnr_tf.sharding import BUCKET_BYTES, Slices, Whole
 from gsnr_tf.sharding.watch import Watch
-from gsnr_tf.stats import ESTIMATORS
+from gsnr_tf.stats import ESTIMATORS, SOUND_SAMPLES
 
 # What may be a sample, the smallest first.
 _SAMPLES = ("micro_batch", "worker", "host")
-# From so many ranks on mean and spread are fewer bytes than a gradient for each.
-_MANY_ON_A_HOST = 3
-# Below this many samples the mean of r has no finite expectation to speak of.
-_SOUND_SAMPLES = 8
 
 
 class Step(NamedTuple):
@@ -201,7 +198,8 @@ class GSNROptimizer(DistributedStep):
         if not self.built:
             hosts = self._comm.hosts if self._shares_slices() else 1
             self._one_is = self._choose_sample(hosts)
-            self._choose_route(hosts)
+            if by_host_pays(hosts, workers // hosts, not self.compares_ranks):
+                self._comm.go_by_host()
             by_batch = self._one_is == "micro_batch"
             self._keeps_spread = (steps > 1 or self._varies) and by_batch
         received = f"{workers} worker(s) and gradient_accumulation_steps={steps}"
@@ -217,10 +215,10 @@ class GSNROptimizer(DistributedStep):
                 "(8 is a good start)."
             )
         self._check_slices()
-        if self.samples < _SOUND_SAMPLES and self.estimator == "paper":
+        if self.samples < SOUND_SAMPLES and self.estimator == "paper":
             warnings.warn(
                 f"{type(self).__name__} has k={self.samples} samples an update "
-                f"({received}). Below {_SOUND_SAMPLES} the estimate is poor: of pure "
+                f"({received}). Below {SOUND_SAMPLES} the estimate is poor: of pure "
                 "noise, r has the expectation 1/(k-3), and at k=2 about 99% of all "
                 "multipliers sit on the floor. Raise gradient_accumulation_steps, or "
                 "take estimator='robust'.",
@@ -239,16 +237,9 @@ class GSNROptimizer(DistributedStep):
         if self.sample != "auto":
             return self.sample
         for name, number in (("host", hosts), ("worker", self._comm.workers)):
-            if number >= _SOUND_SAMPLES:
+            if number >= SOUND_SAMPLES:
                 return name
         return "micro_batch"
-
-    def _choose_route(self, hosts):
-        """Goes by host where its link then carries less: one gradient, and one spread
-        unless the host is a sample, in place of one for each of its ranks."""
-        per_host = self._comm.workers // hosts
-        if hosts > 1 and (self._one_is == "host" or per_host >= _MANY_ON_A_HOST):
-            self._comm.go_by_host()
 
     def _shares_slices(self):
         wanted = self._comm.owners_pay if self.sharding == "auto" else self.sharding != "none"

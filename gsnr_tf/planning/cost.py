@@ -8,15 +8,14 @@ functions.
 import dataclasses
 import math
 
+from gsnr_tf.comm.route import by_host_pays
+from gsnr_tf.stats import SOUND_SAMPLES
+
 # The ways to take an optimizer's step that are compared.
 # Slices go by host where that sends less through its link; FLAT tells what they would
 # cost if all ranks exchanged at once there, too.
 PLAIN, WHOLE, SLICES, FLAT = "plain", "none", "slices", "flat"
 SCHEMES = (PLAIN, WHOLE, SLICES, FLAT)
-
-# From so many hosts on a host's mean gradient is a sample; below, its ranks are samples,
-# and their spread travels with the mean.
-_SOUND_SAMPLES = 8
 
 # A backward pass does twice the arithmetic of the forward pass, and only while it
 # runs can gradients be sent.
@@ -297,15 +296,20 @@ def step(scheme, job, cluster, costs=Costs()):
     return Step(compute=job.compute, update=update, gradients=gradients, rest=rest)
 
 
+def _hosts_are_samples(cluster):
+    """Below, the ranks are samples, and their spread travels with a host's mean."""
+    return cluster.ranks_per_host > 1 and cluster.hosts >= SOUND_SAMPLES
+
+
 def goes_by_host(cluster):
-    """Whether slices take their way through hosts: see `GSNROptimizer`."""
-    ranks, sound = cluster.ranks_per_host, cluster.hosts >= _SOUND_SAMPLES
-    return cluster.hosts > 1 and (ranks > 2 or (ranks > 1 and sound))
+    """Whether slices take their way through hosts."""
+    by_host = _hosts_are_samples(cluster)
+    return by_host_pays(cluster.hosts, cluster.ranks_per_host, by_host)
 
 
 def _spread(job, cluster):
     """Bytes of the spread, float32, that goes by host with the means."""
-    return 0 if cluster.hosts >= _SOUND_SAMPLES else 4 * job.parameters
+    return 0 if _hosts_are_samples(cluster) else 4 * job.parameters
 
 
 def _update(scheme, job, cluster, costs):
@@ -326,8 +330,7 @@ def efficiency(scheme, job, cluster, costs=Costs()):
 
 def samples(cluster):
     """k, the samples of the gradient in an update of slices without accumulation."""
-    by_host = goes_by_host(cluster) and cluster.hosts >= _SOUND_SAMPLES
-    return cluster.hosts if by_host else cluster.ranks
+    return cluster.hosts if _hosts_are_samples(cluster) else cluster.ranks
 
 
 def memory(scheme, job, ranks):

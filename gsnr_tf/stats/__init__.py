@@ -2,6 +2,7 @@
 
 from gsnr_tf.stats.gsnr import (
     ESTIMATORS,
+    SOUND_SAMPLES,
     clip_multiplier,
     countable,
     gsnr,
@@ -14,6 +15,7 @@ from gsnr_tf.stats.moments import Moments, merged
 __all__ = [
     "ESTIMATORS",
     "Moments",
+    "SOUND_SAMPLES",
     "clip_multiplier",
     "countable",
     "gsnr",

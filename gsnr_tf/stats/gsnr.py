@@ -3,6 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
+# Below this many samples the mean of r has no finite expectation to speak of.
+SOUND_SAMPLES = 8
+
 
 def gsnr(mean, variance, samples):
     """Gradient signal to noise ratio r = mean² / variance, Eq. 2 of the paper.
