@@ -8,7 +8,9 @@ from gsnr_tf.optimizers.gsnr import COMMON_ARGUMENTS, GSNROptimizer
 ADAM_ARGUMENTS = """beta_1, beta_2: Floats in [0, 1): decay of the moments of the gradient.
             Default to 0.9 and 0.999.
         beta_3: Float in [0, 1): decay of the moving average of r. Defaults to 0.9.
-        epsilon: Float, added to the root of the second moment.
+        epsilon: Float, added to the root of the corrected second moment, √v̂, as by
+            keras.optimizers.Lamb. keras.optimizers.Adam adds its own before it corrects:
+            there it weighs 1/√(1−β₂ᵗ) as much, 32 times at the first step.
         second_moment: "adapted" (s = p̂·g, the paper's form) or "raw" (s = g).
             Defaults to "adapted", with `estimator="robust"` to "raw"."""
 

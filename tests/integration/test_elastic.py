@@ -51,7 +51,7 @@ def adam_alone(folder, window):
         [keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)]
     )
     model.set_weights(weights)
-    model.compile(optimizer=keras.optimizers.Adam(0.01), loss="mse")
+    model.compile(optimizer=keras.optimizers.Adam(0.01, epsilon=1e-15), loss="mse")
     model.fit(x, y, batch_size=12 * window, epochs=EPOCHS, shuffle=False, verbose=0)
     return model.get_weights()
 
