@@ -71,7 +71,8 @@ class GSNRMonitor(keras.callbacks.Callback):
         if not self._writes:
             return
         self._close()
-        self._measures = None
+        self._measures = self._loss = None
+        self._workers = comm.size()
         self._epoch, self._counted, self._call = 0, 0.0, 0.0
         self._timed_examples = self._seconds = 0.0
         self._warm = False
@@ -141,7 +142,7 @@ class GSNRMonitor(keras.callbacks.Callback):
         if self.batch_size:
             self._call = float(self.batch_size)
         else:
-            count = self._examples_of_epoch() * comm.size()
+            count = self._examples_of_epoch() * self._workers
             # Whoever evaluates within an epoch starts the metric again.
             self._call = count - (self._counted if count >= self._counted else 0.0)
             self._counted = count
@@ -152,11 +153,12 @@ class GSNRMonitor(keras.callbacks.Callback):
         self._examples += self._call
 
     def _examples_of_epoch(self):
-        for metric in self.model.metrics:
-            if metric.name == "loss" and hasattr(metric, "count"):
-                count = _number(metric.count)
-                if count:  # otherwise the train step leaves it alone
-                    return count
+        if self._loss is None:  # to ask the model takes longer than to ask the metric
+            found = [m for m in self.model.metrics if m.name == "loss"]
+            self._loss = next((m for m in found if hasattr(m, "count")), None)
+        count = _number(self._loss.count) if self._loss else 0
+        if count:  # otherwise the train step leaves it alone
+            return count
         raise ValueError(
             "GSNRMonitor cannot see how many examples a step has: the model has no "
             "loss metric of Keras. Received: batch_size=None; pass the examples that "
@@ -249,5 +251,6 @@ class GSNRMonitor(keras.callbacks.Callback):
 
 
 def _number(value):
-    """A float of a tensor or variable, also of one that replicas share."""
-    return float(keras.ops.convert_to_numpy(value))
+    """A float of a number, tensor or variable, also of one that replicas share."""
+    # Keras' convert_to_numpy takes twice as long, and every batch pays for it.
+    return float(value.numpy() if hasattr(value, "numpy") else value)

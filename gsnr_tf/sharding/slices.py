@@ -14,6 +14,8 @@ for the mean of r and for clipping in one short allreduce, norms for trust ratio
 another.
 """
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -159,7 +161,9 @@ class Slices:
         all_scales = clip_scales(self._optimizer, [s[:, 2] for s in sums])
         if self.watch:
             self.watch.mark(1, reduced)
-            self.watch.record(lambda: self._tables(reduced, all_scales, rate, t))
+            see = functools.partial(self._seen, reduced, all_scales, rate, t)
+            seen = self.watch.when_due(see)
+            self.watch.record(lambda: self._tables(reduced, seen, rate, t))
         moving = []
         for one, statistics, scales in zip(self._slices, reduced, all_scales):
             if one.activate(with_gradient):
@@ -174,12 +178,15 @@ class Slices:
                 one.receive(theta)
         return tf.unstack(sum(tf.reduce_sum(s[:, 2:], axis=0) for s in sums))
 
-    def _tables(self, reduced, all_scales, rate, t):
-        """What there is to see of each bucket: see `Watch.record`."""
-        seen = [
+    def _seen(self, reduced, all_scales, rate, t):
+        """What this rank has to show of each bucket: see `Watch.when_due`."""
+        return [
             one.seen(*statistics, scales, rate, t)
             for one, statistics, scales in zip(self._slices, reduced, all_scales)
         ]
+
+    def _tables(self, reduced, seen, rate, t):
+        """What there is to see of each bucket: see `Watch.record`."""
         return [
             one.table(sums, all_seen, rate, t)
             for one, (*_, sums), all_seen in zip(

@@ -11,7 +11,9 @@ from gsnr_tf.stats import summary
 # What the statistics do not have is taken from this many elements, evenly spread over
 # each variable: a share and a norm are off by about 1 % then.
 _COUNTED, _COUNTED_EACH = 2**16, 2**12
+# Of a record, and of what `sums_and_counts` adds to the statistics and trust ratios.
 _COLUMNS = len(summary.FIELDS) + summary.R_BINS + summary.MULTIPLIER_BINS
+_SEEN = _COLUMNS - summary.FIELDS.index("informative") - 1
 
 
 class Record(NamedTuple):
@@ -67,17 +69,35 @@ class Watch:
                 bucket, columns as in `table`, on every replica.
         """
         optimizer = self._optimizer
-        update = tf.cast(optimizer.iterations, tf.int64) + 1
 
         def keep():
             found = self._comm.each(self._in_order, tables())
             sizes = (optimizer.samples, optimizer.accumulation_steps)
-            counts = tf.stack([update, *(tf.cast(size, tf.int64) for size in sizes)])
+            counts = [self._number(), *(tf.cast(size, tf.int64) for size in sizes)]
+            counts = tf.stack(counts)
             for variable, value in ((self._table, found), (self._counts, counts)):
                 self._comm.update(variable, _assign, value)
             return True
 
-        tf.cond(tf.equal(update % self.every, 0), keep, lambda: False)
+        tf.cond(self._due(), keep, lambda: False)
+
+    def when_due(self, seen):
+        """What `seen()` gives: `sums_and_counts` of each bucket; zeros if none is due.
+
+        So that what they need, the state before the step, is free again before all
+        workers have told what they have seen.
+        """
+        buckets = self._optimizer._layout.buckets
+        shapes = [[len(bucket.indices), _SEEN] for bucket in buckets]
+        dtype = self._table.dtype
+        return tf.cond(self._due(), seen, lambda: [tf.zeros(s, dtype) for s in shapes])
+
+    def _number(self):
+        """That of the update which the step makes."""
+        return tf.cast(self._optimizer.iterations, tf.int64) + 1
+
+    def _due(self):
+        return tf.equal(self._number() % self.every, 0)
 
     def _in_order(self, tables):
         return tf.gather(tf.concat(tables, axis=0), self._places)
