@@ -66,7 +66,7 @@ def record(folder, drawn, noise_scales, every=10, step_seconds=(0.08, 0.02, 0.01
 
     Args:
         step_seconds: Seconds in backward (of a micro-batch), communication and update.
-        more: `accumulation`, `workers`, `loss` (function of progress from 0 to 1).
+        more: `accumulation`, `workers`, `estimator`, `loss` (function of progress from 0 to 1).
     """
     accumulation, workers = more.get("accumulation", 4), more.get("workers", 2)
     write_info(
@@ -74,7 +74,12 @@ def record(folder, drawn, noise_scales, every=10, step_seconds=(0.08, 0.02, 0.01
         {
             "model": "drawn",
             "optimizer": more.get("optimizer", "GSNRLamb"),
-            "arguments": {"learning_rate": 0.1, "gamma": 0.1, "ceiling": 1.0},
+            "arguments": {
+                "learning_rate": 0.1,
+                "gamma": 0.1,
+                "ceiling": 1.0,
+                "estimator": more.get("estimator", "paper"),
+            },
             "variables": [
                 {"path": p, "shape": list(s)} for p, s in zip(drawn.paths, drawn.shapes)
             ],

@@ -49,77 +49,42 @@ def ranks(text):
 
 def add_arguments(parser):
     benchmarks = parser.add_subparsers(dest="what", required=True)
-    step = benchmarks.add_parser(
-        "step",
-        help="an update, plain and with GSNR: time and memory",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    step.add_argument("--np", type=int, nargs="+", default=[2], help="numbers of ranks")
-    step.add_argument("--params", type=elements, default="8M", help="parameters")
-    step.add_argument("--tensors", type=int, default=12, help="in how many tensors")
-    step.add_argument("--rule", choices=RULES, default="lamb")
-    step.add_argument("--rounds", type=int, default=15, help="turns of each contender")
-    step.add_argument(
+    for name, help_, add, measure in (
+        ("step", "an update, plain and with GSNR: time and memory", _add_step, _step),
+        (
+            "overlap",
+            "how much of the exchange is hidden behind backward",
+            _add_overlap,
+            _overlap,
+        ),
+        (
+            "network",
+            "the same over links of a given rate, and the bytes they carry",
+            _add_network,
+            _network,
+        ),
+        ("monitor", "a train step with GSNRMonitor and without it", _add_monitor, _monitor),
+    ):
+        benchmark = benchmarks.add_parser(
+            name, help=help_, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        add(benchmark.add_argument)
+        benchmark.set_defaults(measure=measure, refuse=benchmark.error)
+
+
+def _add_step(add):
+    add("--np", type=int, nargs="+", default=[2], help="numbers of ranks")
+    add("--params", type=elements, default="8M", help="parameters")
+    add("--tensors", type=int, default=12, help="in how many tensors")
+    add("--rule", choices=RULES, default="lamb")
+    add("--rounds", type=int, default=15, help="turns of each contender")
+    add(
         "--dtypes",
         nargs="+",
         choices=["float32", "bfloat16", "float16"],
         default=["float32"],
         help="in which gradients travel with slices",
     )
-    step.set_defaults(measure=_step)
-    overlapping = benchmarks.add_parser(
-        "overlap",
-        help="how much of the exchange is hidden behind backward",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    overlapping.add_argument("--np", type=int, default=2, help="number of ranks")
-    overlapping.add_argument("--layers", type=int, default=8, help="of 1 M parameters")
-    overlapping.add_argument("--steps", type=int, default=8, help="how many to train")
-    overlapping.add_argument(
-        "--timeline", type=Path, help="keep Horovod's timeline in this file"
-    )
-    overlapping.set_defaults(measure=_overlap)
-    network = benchmarks.add_parser(
-        "network",
-        help="the same over links of a given rate, and the bytes they carry",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    network.add_argument(
-        "--np", type=ranks, nargs="+", default=[2], help="numbers of ranks"
-    )
-    network.add_argument(
-        "--ranks-per-host", type=int, default=1, help="that share the host's link"
-    )
-    network.add_argument(
-        "--params", type=elements, nargs="+", default=[2_000_000], help="parameters"
-    )
-    network.add_argument("--tensors", type=int, default=12, help="in how many tensors")
-    network.add_argument("--rule", choices=["lamb", "adam", "momentum"], default="lamb")
-    network.add_argument(
-        "--rounds", type=int, default=5, help="turns of each contender"
-    )
-    network.add_argument(
-        "--rates", type=positive, nargs="+", default=[10, 1, 0.1],
-        help="of each link, in Gbit/s",
-    )  # fmt: skip
-    network.add_argument(
-        "--delays", type=delay, nargs="+", default=[0, 0.1, 5],
-        help="from host to host, in ms, where the kernel can delay",
-    )  # fmt: skip
-    network.add_argument("--json", type=Path, help="also write the measurements here")
-    network.set_defaults(measure=_network, refuse=network.error)
-    monitor = benchmarks.add_parser(
-        "monitor",
-        help="a train step with GSNRMonitor and without it",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    monitor.add_argument("--np", type=int, nargs="+", default=[2], help="numbers of ranks")
-    monitor.add_argument("--sharding", choices=["none", "slices", "auto"], default="auto")
-    monitor.add_argument("--layers", type=int, default=8, help="of 512 x 512 parameters")
-    monitor.add_argument("--batch", type=int, default=256, help="examples of a rank")
-    monitor.add_argument("--every", type=int, default=10, help="updates a record")
-    monitor.add_argument("--turns", type=int, default=20, help="records")
-    monitor.set_defaults(measure=_monitor)
 
 
 def _step(args):
@@ -144,6 +109,13 @@ def _step(args):
     return 0
 
 
+def _add_overlap(add):
+    add("--np", type=int, default=2, help="number of ranks")
+    add("--layers", type=int, default=8, help="of 1 M parameters")
+    add("--steps", type=int, default=8, help="how many to train")
+    add("--timeline", type=Path, help="keep Horovod's timeline in this file")
+
+
 def _overlap(args):
     with tempfile.TemporaryDirectory() as folder:
         timeline = args.timeline or Path(folder, "timeline.json")
@@ -154,6 +126,24 @@ def _overlap(args):
             # The first step is the one that is compiled.
             overlap.show(overlap.exchanges(timeline)[1:])
     return code
+
+
+def _add_network(add):
+    add("--np", type=ranks, nargs="+", default=[2], help="numbers of ranks")
+    add("--ranks-per-host", type=int, default=1, help="that share the host's link")
+    add("--params", type=elements, nargs="+", default=[2_000_000], help="parameters")
+    add("--tensors", type=int, default=12, help="in how many tensors")
+    add("--rule", choices=["lamb", "adam", "momentum"], default="lamb")
+    add("--rounds", type=int, default=5, help="turns of each contender")
+    add(
+        "--rates", type=positive, nargs="+", default=[10, 1, 0.1],
+        help="of each link, in Gbit/s",
+    )  # fmt: skip
+    add(
+        "--delays", type=delay, nargs="+", default=[0, 0.1, 5],
+        help="from host to host, in ms, where the kernel can delay",
+    )  # fmt: skip
+    add("--json", type=Path, help="also write the measurements here")
 
 
 def _network(args):
@@ -194,6 +184,15 @@ def _show(told, args, answers):
         answers.append(told)
     elif not answers and not told["can_delay"] and any(args.delays):
         print("This kernel has no netem, so delay is left out.\n")
+
+
+def _add_monitor(add):
+    add("--np", type=int, nargs="+", default=[2], help="numbers of ranks")
+    add("--sharding", choices=["none", "slices", "auto"], default="auto")
+    add("--layers", type=int, default=8, help="of 512 x 512 parameters")
+    add("--batch", type=int, default=256, help="examples of a rank")
+    add("--every", type=int, default=10, help="updates a record")
+    add("--turns", type=int, default=20, help="records")
 
 
 def _monitor(args):

@@ -212,7 +212,8 @@ class Autotuning(Section):
     updates each, in processes of its own: with `train_batch_size` as it is, other
     micro-batches, with the accumulation that follows, and then other bucket sizes. It
     tells what it tried and why a trial failed, and writes the configuration that it
-    found. For the GSNR family an update keeps 8 samples where it can.
+    found. For the GSNR family an update keeps 8 samples where it can, 2 with the robust
+    estimator.
     """
 
     enabled: bool = Field(

@@ -3,6 +3,7 @@
 from gsnr_tf.engine import arguments
 from gsnr_tf.engine.build import optimizer_arguments
 from gsnr_tf.engine.schedules import UpdateSchedule
+from gsnr_tf.stats import SOUND_SAMPLES
 
 
 def explain(config, ranks):
@@ -28,8 +29,7 @@ def explain(config, ranks):
         ("steps_per_print", config.steps_per_print or "never"),
     ]
     if arguments.is_gsnr(rule):
-        by_worker = kwargs.get("sample") == "worker"
-        rows.insert(3, ("samples (k)", _samples(batch, by_worker)))
+        rows.insert(3, ("samples (k)", _samples(batch, kwargs)))
     return [*rows, *_ramp(config, batch), *_what_is_written(config)]
 
 
@@ -43,14 +43,15 @@ def _sizes(config, batch):
         yield name, f"{size} (derived, on {batch.ranks} ranks)" if derived else size
 
 
-def _samples(batch, by_worker):
+def _samples(batch, kwargs):
     k, text = batch.samples, f" × {batch.accumulation} micro-batches"
-    if by_worker:
+    if kwargs.get("sample") == "worker":
         k, text = batch.ranks, ""
     text = f"{k} = {batch.ranks} ranks{text}"
     if k < 2:
         return f"{text}: too few, the optimizer will refuse; halve the micro-batch"
-    return text if k >= 8 else f"{text}: fewer than 8, a poor estimate"
+    sound = SOUND_SAMPLES[kwargs.get("estimator", "paper")]
+    return text if k >= sound else f"{text}: fewer than {sound}, a poor estimate"
 
 
 def _call(name, kwargs):

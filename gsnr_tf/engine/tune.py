@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gsnr_tf.engine import arguments, trial
+from gsnr_tf.engine.build import optimizer_arguments
 from gsnr_tf.engine.errors import ConfigError
+from gsnr_tf.stats import SOUND_SAMPLES
 
-# Samples of an update below which GSNR is a poor estimate.
-_SOUND_SAMPLES = 8
 # Elements of a bucket: 1, 4, 16 and 64 MiB.
 _BUCKETS = tuple(2**power for power in (18, 20, 22, 24))
 _OUT_OF_MEMORY = ("ResourceExhausted", "OOM when", "MemoryError", "bad_alloc")
@@ -43,9 +43,11 @@ def micro_batches(config, batch):
     """
     own = batch.micro * batch.accumulation
     fitting = [size for size in range(1, own + 1) if own % size == 0]
-    if arguments.is_gsnr(arguments.optimizer_class(config.optimizer.type)):
+    rule, kwargs = optimizer_arguments(config, batch)
+    if arguments.is_gsnr(rule):
+        least = SOUND_SAMPLES[kwargs.get("estimator", "paper")]
         samples = {size: batch.ranks * own // size for size in fitting}
-        sound = [size for size in fitting if samples[size] >= _SOUND_SAMPLES]
+        sound = [size for size in fitting if samples[size] >= least]
         fitting = sound or [size for size in fitting if samples[size] >= 2]
     number = config.autotuning.num_tuning_micro_batch_sizes
     kept = fitting[-1:]

@@ -166,6 +166,7 @@ class _Weighing:
         self.batch = int(run.last("batch/examples"))
         self.micro = max(1, round(self.batch / (self.workers * self.accumulation)))
         self.times = _times(run)
+        self.sound = run.sound_samples
 
     def now(self):
         return self.layout(self.workers, self.accumulation)
@@ -180,13 +181,14 @@ class _Weighing:
         return parts
 
     def candidates(self):
-        """Every layout that is weighed: batches of 8 micro-batches or more, if it is so
-        now, and every number of workers that shares them evenly."""
+        """Every layout that is weighed: batches of as many samples as the
+        estimator wants, if it is so now, and every number of workers that shares them
+        evenly."""
         present = self.workers * self.accumulation
         largest = self.largest_parts()
         sizes = {largest}
         if self.times is not None:
-            least = min(largest, present, 8)
+            least = min(largest, present, self.sound)
             sizes |= {largest >> i for i in range(20) if largest % (1 << i) == 0}
             sizes = {parts for parts in sizes if parts >= least}
         for parts in sorted(sizes):
@@ -271,10 +273,11 @@ def _rate(run, batch, target):
 
 def _notes(weigh, best):
     parts = best.workers * best.accumulation
-    if parts < 8:
+    if parts < weigh.sound:
         yield (
-            f"This leaves {parts} samples to an update, and the multiplier wants 8: "
-            "smaller micro-batches give more samples of the same batch."
+            f"This leaves {parts} samples to an update, and the multiplier wants "
+            f"{weigh.sound}: smaller micro-batches give more samples of the same "
+            "batch, and estimator='robust' needs no more than 2."
         )
     largest = weigh.largest_parts()
     if largest * weigh.micro > weigh.critical:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gsnr_tf.stats import SOUND_SAMPLES
+
 INFO, EVENTS = "run.json", "events.jsonl"
 
 
@@ -95,6 +97,11 @@ class Run:
         steps, found = zip(*pairs)
         counts = np.array([h["counts"] for h in found], float)
         return np.array(steps, float), np.array(found[-1]["edges"], float), counts
+
+    @property
+    def sound_samples(self):
+        """How many samples its estimator wants."""
+        return SOUND_SAMPLES[self.info["arguments"].get("estimator", "paper")]
 
     @property
     def paths(self):

@@ -140,10 +140,11 @@ def _time(run):
 
 def _samples(run):
     samples = run.last("batch/samples")
-    if samples and samples < 8:
+    if samples and samples < run.sound_samples:
         yield (
-            f"With {samples:.0f} samples to an update r is a poor estimate (8 are a good "
-            "start): smaller micro-batches make more samples of the same batch."
+            f"With {samples:.0f} samples to an update r is a poor estimate "
+            f"({run.sound_samples} are a good start): smaller micro-batches make more "
+            "samples of the same batch, and estimator='robust' needs no more than 2."
         )
 
 

@@ -215,10 +215,11 @@ class GSNROptimizer(DistributedStep):
                 "(8 is a good start)."
             )
         self._check_slices()
-        if self.samples < SOUND_SAMPLES and self.estimator == "paper":
+        sound = SOUND_SAMPLES[self.estimator]
+        if self.samples < sound:
             warnings.warn(
                 f"{type(self).__name__} has k={self.samples} samples an update "
-                f"({received}). Below {SOUND_SAMPLES} the estimate is poor: of pure "
+                f"({received}). Below {sound} the estimate is poor: of pure "
                 "noise, r has the expectation 1/(k-3), and at k=2 about 99% of all "
                 "multipliers sit on the floor. Raise gradient_accumulation_steps, or "
                 "take estimator='robust'.",
@@ -236,8 +237,10 @@ class GSNROptimizer(DistributedStep):
             )
         if self.sample != "auto":
             return self.sample
+        # For either estimator: the noise scale is told from these samples too.
+        sound = SOUND_SAMPLES["paper"]
         for name, number in (("host", hosts), ("worker", self._comm.workers)):
-            if number >= SOUND_SAMPLES:
+            if number >= sound:
                 return name
         return "micro_batch"
 

@@ -298,7 +298,7 @@ def step(scheme, job, cluster, costs=Costs()):
 
 def _hosts_are_samples(cluster):
     """Below, the ranks are samples, and their spread travels with a host's mean."""
-    return cluster.ranks_per_host > 1 and cluster.hosts >= SOUND_SAMPLES
+    return cluster.ranks_per_host > 1 and cluster.hosts >= SOUND_SAMPLES["paper"]
 
 
 def goes_by_host(cluster):

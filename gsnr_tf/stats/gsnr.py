@@ -3,8 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
-# Below this many samples the mean of r has no finite expectation to speak of.
-SOUND_SAMPLES = 8
+# From so many samples on each of `ESTIMATORS` says something. Of fewer, the paper's r has
+# no finite expectation to speak of, even where there is nothing but noise.
+SOUND_SAMPLES = {"paper": 8, "robust": 2}
 
 
 def gsnr(mean, variance, samples):

@@ -140,6 +140,8 @@ def test_sentences_see_growth_gap_time_and_few_samples(tmp_path):
     assert "poor estimate" not in text
     record(tmp_path / "k2", Drawn(SHAPES, 2, 256), np.full(8, 100.0))
     assert "With 2 samples" in " ".join(sentences(Run(tmp_path / "k2")))
+    record(tmp_path / "robust", Drawn(SHAPES, 2, 256), np.full(8, 100.0), estimator="robust")
+    assert "poor estimate" not in " ".join(sentences(Run(tmp_path / "robust")))
 
 
 def test_the_command_prints_advice_or_what_is_missing(steady, tmp_path, capsys, monkeypatch):

@@ -9,11 +9,12 @@ from gsnr_tf.engine.build import optimizer_arguments
 from gsnr_tf.engine.tune import Result
 
 
-def config(train=64, optimizer="GSNRLamb", **tuning):
+def config(train=64, optimizer="GSNRLamb", estimator="paper", **tuning):
     return read(
         {
             "train_batch_size": train,
             "optimizer": {"type": optimizer},
+            "gsnr": {"estimator": estimator} if optimizer.startswith("GSNR") else {},
             "autotuning": {"enabled": True, **tuning},
         }
     )
@@ -23,11 +24,13 @@ def sizes(job, ranks):
     return tune.micro_batches(job, job.batch(ranks))
 
 
-def test_micro_batches_double_and_keep_eight_samples():
+def test_micro_batches_double_and_keep_the_samples_that_the_estimator_wants():
     assert sizes(config(64), 1) == [1, 2, 4, 8]
     assert sizes(config(64), 4) == [1, 2, 4, 8]
     assert sizes(config(64), 16) == [1, 2, 4]
     assert sizes(config(64, "AdamW"), 4) == [1, 2, 4, 8, 16]
+    assert sizes(config(64, estimator="robust"), 4) == [1, 2, 4, 8, 16]
+    assert sizes(config(64, estimator="robust"), 1) == [1, 2, 4, 8, 16, 32]
     assert sizes(config(4), 1) == [1, 2]
     assert sizes(config(64, num_tuning_micro_batch_sizes=2), 1) == [4, 8]
 
