@@ -45,6 +45,7 @@ class BatchSizeRamp(keras.callbacks.Callback):
             "joined", "learning_rate".
         accumulation: Int, micro-batches of each worker that the batch has grown to;
             `None` before training.
+        rate_factor: Float, what all doublings have multiplied the learning rate by.
 
     Raises:
         ValueError: An argument is out of range; the optimizer is already built, or
@@ -80,6 +81,7 @@ class BatchSizeRamp(keras.callbacks.Callback):
         self.every = every
         self.history = []
         self.accumulation = None
+        self.rate_factor = 1.0
         self._joined = tf.Variable(1, dtype=tf.int64, trainable=False)
 
     def batches(self, dataset):
@@ -177,8 +179,9 @@ class BatchSizeRamp(keras.callbacks.Callback):
         else:
             return
         self._records = 0
-        rate = keras.ops.convert_to_numpy(self._optimizer.learning_rate)
-        rate = float(rate) * self._factor(trace, signal, size)
+        factor = self._factor(trace, signal, size)
+        self.rate_factor *= factor
+        rate = float(keras.ops.convert_to_numpy(self._optimizer.learning_rate)) * factor
         self.model.optimizer.learning_rate = rate
         self.history.append(
             {

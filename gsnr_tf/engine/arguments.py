@@ -240,13 +240,6 @@ def _check_ramp(config):
     ramp, interval = config.gsnr.batch_ramp, config.gsnr.monitor_interval
     if ramp is None:
         return
-    if config.scheduler:
-        raise ValueError(
-            "gsnr.batch_ramp sets the learning rate, and a scheduler would overrule it."
-            f" Received: scheduler.type={config.scheduler.type!r}. Leave `scheduler`"
-            " out: the rate is the optimizer's `lr` at first, and `scaling` says how"
-            " it grows."
-        )
     if ramp.every and interval and ramp.every != interval:
         raise ValueError(
             "gsnr.batch_ramp looks at what gsnr.monitor_interval records. Received:"

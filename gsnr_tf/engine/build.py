@@ -68,6 +68,8 @@ def build_optimizer(config, batch):
     See `optimizer_arguments`.
     """
     rule, kwargs = optimizer_arguments(config, batch)
+    if config.scheduler and config.gsnr.batch_ramp:
+        kwargs["learning_rate"] = 0.0  # `Updates` sets the rate of each update
     optimizer = rule(**kwargs)
     if not arguments.is_gsnr(rule):
         optimizer = DistributedOptimizer(optimizer)

@@ -251,7 +251,9 @@ class BatchRamp(Section):
     doubling the micro-batches that are accumulated, while twice the batch is at most
     `share` times the noise scale and at most `max_train_batch_size`; it never shrinks.
     Micro-batches keep their size. The learning rate is the optimizer's `lr` at first
-    and grows with the batch, so there can be no `scheduler`.
+    and grows with the batch, as `scaling` says. With a `scheduler` it is the
+    scheduler's, multiplied by what the ramp has made of it; the scheduler's steps are
+    then updates of the first batch: one of twice the examples counts as two.
 
     `train_batch_size()` and `gradient_accumulation_steps()` of the engine say what the
     next update takes, and the lines of `steps_per_print` what the last one took. Under

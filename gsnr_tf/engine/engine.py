@@ -195,6 +195,7 @@ class Engine:
             losses.append(logs["loss"])
         loss = self._mean_over_ranks(np.mean(losses))
         specs = specs_of(parts[0], self._batch) if self._progress.profiles else None
+        self._updates.advance()
         self._progress.update(loss, specs)
         self._updates.end()
         return loss

@@ -21,7 +21,7 @@ def explain(config, ranks):
     rows = [
         *_sizes(config, batch),
         ("optimizer", _call(rule.__name__, kwargs)),
-        *_schedule(config, kwargs),
+        *_schedule(config, batch, kwargs),
         ("gradient_clipping", config.gradient_clipping or "none"),
         ("precision", _precision(config)),
         ("zero_optimization", _sharing(config, rule, kwargs)),
@@ -59,7 +59,7 @@ def _call(name, kwargs):
     return f"{name}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
-def _schedule(config, kwargs):
+def _schedule(config, batch, kwargs):
     if not config.scheduler:
         return
     schedule = kwargs["learning_rate"]
@@ -71,6 +71,8 @@ def _schedule(config, kwargs):
     for update in sorted(point for point in points if point is not None):
         rate = float(schedule(update * schedule.accumulation_steps))
         yield "", f"update {update}: {rate:.3g}"
+    if config.gsnr.batch_ramp:
+        yield "", f"(updates of {batch.train} examples, whatever the batch)"
 
 
 def _ramp(config, batch):

@@ -1,6 +1,9 @@
-"""How many examples the updates of a job have, where the batch may grow."""
+"""How many examples the updates of a job have, and their rate, where the batch grows."""
+
+import tensorflow as tf
 
 from gsnr_tf.callbacks import BatchSizeRamp
+from gsnr_tf.engine.build import optimizer_arguments
 from gsnr_tf.resilience import CheckpointError
 
 # Updates from look to look, where nothing else is asked for.
@@ -29,6 +32,10 @@ class Updates:
         self.grows = self._ramp is not None
         # Updates and examples when this batch began.
         self._before = (0, 0)
+        # Where there is a scheduler, and the examples of all updates that it counts,
+        # which are those that were not skipped.
+        self._schedule = _schedule(config, batch) if self.grows else None
+        self._scheduled = self._counted = 0
         if self.grows:
             # Before the optimizer is built, so that its window may vary.
             self._ramp.set_model(model)
@@ -37,6 +44,8 @@ class Updates:
         """To be called once the optimizer is built."""
         if self.grows:
             self._ramp.on_train_begin()
+            self._counted = int(self._inner.iterations)
+            self._set_rate()
 
     @property
     def done(self):
@@ -54,17 +63,31 @@ class Updates:
         if self.grows:
             self._accumulate(min(self._ramp.accumulation, micro_batches))
 
+    def advance(self):
+        """After each update, before it is told of: moves a scheduler on."""
+        if self._schedule is not None:
+            made = int(self._inner.iterations)
+            self._scheduled += (made - self._counted) * self.batch.train
+            self._counted = made
+            self._set_rate()
+
     def end(self):
         """After each update: the batch of the next one, which may have grown."""
         if self.grows:
             self._ramp.look()
             self._accumulate(self._ramp.accumulation)
+            self._set_rate()
 
     def counters(self):
         """What a checkpoint keeps, a dict that JSON can hold."""
         kept = {"global_steps": self.done, "global_samples": self.examples}
         if self.grows:
-            ramp = {"micro_batch": self.batch.micro, **self._ramp.state()}
+            ramp = {
+                "micro_batch": self.batch.micro,
+                "rate_factor": self._ramp.rate_factor,
+                "scheduled_samples": self._scheduled,
+                **self._ramp.state(),
+            }
             kept.update(train_batch_size=self.batch.train, batch_ramp=ramp)
         return kept
 
@@ -85,9 +108,22 @@ class Updates:
         self._accumulate(_accumulation(reached, self.first))
         self._ramp.on_train_begin()
         ramp = dict(counters.get("batch_ramp", {}))
+        self._ramp.rate_factor = ramp.pop("rate_factor", 1.0)
+        self._scheduled = ramp.pop("scheduled_samples", counters["global_samples"])
+        self._counted = int(self._inner.iterations)
+        self._set_rate()
         # Noise is counted in micro-batches.
         if ramp.pop("micro_batch", None) == self.first.micro:
             self._ramp.restore(ramp)
+
+    def _set_rate(self):
+        """The scheduler's, which counts updates of the first batch: as it is used to
+        where the batch does not grow, and by examples where it does."""
+        if self._schedule is None:
+            return
+        updates = tf.constant(self._scheduled / self.first.train, tf.float64)
+        rate = self._ramp.rate_factor * float(self._schedule.rate(updates))
+        self._model.optimizer.learning_rate = rate
 
     def _accumulate(self, steps):
         if steps == self.batch.accumulation:
@@ -108,6 +144,13 @@ def _ramp(config, batch):
         # A record for both.
         every=section.every or config.gsnr.monitor_interval or _EVERY,
     )
+
+
+def _schedule(config, batch):
+    if not config.scheduler:
+        return None
+    _, kwargs = optimizer_arguments(config, batch)
+    return kwargs["learning_rate"]
 
 
 def _accumulation(train, batch):

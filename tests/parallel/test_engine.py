@@ -229,6 +229,15 @@ RAMP = {
     "train_batch_size": 16,
     "train_micro_batch_size_per_gpu": 4,
     "optimizer": {"type": "GSNRSGD", "params": {"lr": 0.01}},
+    "scheduler": {
+        "type": "WarmupDecayLR",
+        "params": {
+            "warmup_max_lr": 0.01,
+            "warmup_num_steps": 3,
+            "warmup_type": "linear",
+            "total_num_steps": 20,
+        },
+    },
     "gsnr": {"batch_ramp": {"max_train_batch_size": 32, "share": 100.0, "every": 1}},
     "zero_optimization": {"stage": 2},
     "steps_per_print": None,
@@ -271,19 +280,23 @@ def ramped_once(config, folder):
 def test_a_batch_grows_alike_on_any_number_of_ranks_and_goes_on_there(
     on_ranks, tmp_path
 ):
-    """5 updates of 16 examples and one of the 16 left; then 3 of 32."""
+    """5 updates of 16 examples and one of the 16 left; then 3 of 32.
+
+    To the scheduler these are 12 updates of 16.
+    """
+    rates = [pytest.approx([0.01 * 2**0.5 * (21 - t) / 17]) for t in (6, 12)]
     folder = str(tmp_path)
     (first, counters, second), _ = on_ranks(2, ramped_twice, RAMP, folder)
     assert counters[:4] == [6, 96, 32, 4]
-    assert counters[4] == pytest.approx([0.01 * 2**0.5])
+    assert counters[4] == rates[0]
     for weights, after in on_ranks(2, ramped_once, RAMP, folder):
-        assert after == [9, 192, 32, 4, counters[4]]
+        assert after == [9, 192, 32, 4, rates[1]]
         for one, other in zip(second, weights):
             np.testing.assert_array_equal(one, other)
     anew, fresh = ramped_once(RAMP, str(tmp_path / "none"))
-    assert fresh == [6, 96, 32, 8, counters[4]]
+    assert fresh == [6, 96, 32, 8, rates[0]]
     resumed, after = ramped_once(RAMP, folder)
-    assert after == [9, 192, 32, 8, counters[4]]
+    assert after == [9, 192, 32, 8, rates[1]]
     for expected, found in ((first, anew), (second, resumed)):
         for one, other in zip(expected, found):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

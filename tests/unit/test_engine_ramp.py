@@ -1,5 +1,7 @@
 """The engine where the batch grows with the noise."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -22,6 +24,10 @@ SIZES = [8] * 5 + [16] * 2
 rng = np.random.default_rng(0)
 X = rng.normal(size=(sum(SIZES), 3)).astype("float32")
 Y = rng.normal(size=(sum(SIZES), 1)).astype("float32")
+SCHEDULER = {
+    "type": "WarmupDecayLR",
+    "params": {"warmup_num_steps": 3, "total_num_steps": 20, "warmup_type": "linear"},
+}
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples an update")
 
 
@@ -116,7 +122,8 @@ def test_every_update_sees_examples_that_none_before_it_saw():
 
 def state(engine):
     variables = [*engine.model.variables, *engine.optimizer.variables]
-    counters = [engine.global_steps, engine.global_samples, engine.train_batch_size()]
+    counters = [engine.get_lr()[0], engine.global_steps, engine.global_samples]
+    counters.append(engine.train_batch_size())
     return [v.numpy() for v in variables] + counters
 
 
@@ -125,10 +132,11 @@ def assert_same(one, other):
         np.testing.assert_array_equal(mine, yours)
 
 
-def test_a_job_resumes_in_mid_ramp_to_the_bit(tmp_path):
+@pytest.mark.parametrize("scheduler", [None, SCHEDULER], ids=["no scheduler", "scheduler"])
+def test_a_job_resumes_in_mid_ramp_to_the_bit(tmp_path, scheduler):
     """After 6 updates: 1 of the 5 that come before the second doubling."""
-    fp16 = {"enabled": True, "initial_scale_power": 4}
-    whole = make(fp16=fp16)
+    changes = {"fp16": {"enabled": True, "initial_scale_power": 4}, "scheduler": scheduler}
+    whole = make(**changes)
     for _ in range(6):
         whole.train_batch()
     whole.save_checkpoint(tmp_path)
@@ -138,12 +146,56 @@ def test_a_job_resumes_in_mid_ramp_to_the_bit(tmp_path):
     after = state(whole)
     assert (saved[-1], after[-1]) == (16, 32)
     # In another process, and back from where the same one has been.
-    for engine in (make(fp16=fp16), whole):
+    for engine in (make(**changes), whole):
         engine.load_checkpoint(tmp_path)
         assert_same(state(engine), saved)
         for _ in range(4):
             engine.train_batch()
         assert_same(state(engine), after)
+
+
+def rates(engine, updates):
+    """The learning rate of each update, and what all of them learn."""
+    found = []
+    for _ in range(updates):
+        found.append(engine.get_lr()[0])
+        engine.train_batch()
+    return found, engine.model.get_weights()
+
+
+def test_a_scheduler_is_as_without_a_ramp_until_the_batch_grows(capsys):
+    """Updates that are skipped, as the first ones here, do not move it on."""
+    changes = {
+        "scheduler": SCHEDULER,
+        "fp16": {"enabled": True, "initial_scale_power": 127, "hysteresis": 1},
+    }
+    plain = make(gsnr={}, **changes)
+    never = {"max_train_batch_size": 32, "share": 1e-9}
+    ramped = make(gsnr={"batch_ramp": never}, **changes)
+    (found, learned), told = rates(plain, 8), capsys.readouterr().out
+    (same, learned_too), told_too = rates(ramped, 8), capsys.readouterr().out
+    assert 0 < plain.skipped_steps < 6 and found.count(0.0) > 1
+    assert found == same and max(found) > 0
+    assert_same(learned, learned_too)
+    lines, lines_too = (re.findall("step=.*loss", text) for text in (told, told_too))
+    assert len(lines) == 8 and lines == lines_too
+
+
+def test_a_scheduler_counts_examples_and_the_ramp_multiplies(tmp_path):
+    engine = make(scheduler=SCHEDULER)
+    schedule = gsnr_tf.engine.schedules.WarmupDecayLR(**SCHEDULER["params"])
+    found, _ = rates(engine, len(SIZES))
+    before = np.cumsum([0, *SIZES[:-1]])
+    expected = [
+        (size / 8) ** 0.5 * float(schedule(done // 8)) for size, done in zip(SIZES, before)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    # On other micro-batches too.
+    engine.save_checkpoint(tmp_path)
+    other = make(scheduler=SCHEDULER, train_micro_batch_size_per_gpu=2)
+    other.load_checkpoint(tmp_path)
+    assert other.get_lr() == engine.get_lr()
+    np.testing.assert_allclose(engine.get_lr(), 2**0.5 * float(schedule(9)), rtol=1e-6)
 
 
 def test_another_division_goes_on_with_the_batch_that_was_reached(tmp_path):
