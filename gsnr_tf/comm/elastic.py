@@ -66,16 +66,10 @@ def failures():
 
 def from_first(values):
     """The list of arrays of rank 0, on all ranks, where they have the same shapes."""
-    hvd = horovod.load()
-    received = []
-    for index, value in enumerate(values):
-        # Horovod's bfloat16 does not run on CPUs.
-        wire = "float32" if value.dtype.name == "bfloat16" else value.dtype
-        sent = hvd.broadcast(
-            tf.constant(value.astype(wire)), 0, f"gsnr.elastic.{index}"
-        )
-        received.append(sent.numpy().astype(value.dtype))
-    return received
+    return [
+        horovod.broadcast(tf.constant(value), 0, f"gsnr.elastic.{index}").numpy()
+        for index, value in enumerate(values)
+    ]
 
 
 def object_from_first(value):

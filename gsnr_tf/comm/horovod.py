@@ -230,11 +230,13 @@ class HorovodCommunicator(Communicator):
     def _receive(self, variables, root):
         for index, variable in enumerate(variables):
             value = tf.convert_to_tensor(variable)
-            wire = tf.float32 if value.dtype == tf.bfloat16 else value.dtype
-            sent = self._hvd.broadcast(
-                tf.cast(value, wire), root, name=f"gsnr.broadcast.{index}"
-            )
-            variable.assign(tf.cast(sent, value.dtype))
+            variable.assign(broadcast(value, root, f"gsnr.broadcast.{index}"))
+
+
+def broadcast(tensor, root, name):
+    """The tensor of rank `root`, on all ranks."""
+    sent = load().broadcast(_on_the_wire(tensor), root, name=name)
+    return sent if sent.dtype == tensor.dtype else tf.bitcast(sent, tensor.dtype)
 
 
 def _on_the_wire(tensor):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 
-def lost_and_found(sharding, mixed):
+def lost_and_found(sharding, policy):
     """State at the commit, after more training, and after `sync`."""
     import keras
     import numpy as np
@@ -12,8 +12,7 @@ def lost_and_found(sharding, mixed):
     import gsnr_tf
 
     rank = gsnr_tf.rank()
-    if mixed:
-        keras.config.set_dtype_policy("mixed_float16")
+    keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(rank)
     model = keras.Sequential(
         [
@@ -49,9 +48,12 @@ def lost_and_found(sharding, mixed):
     return kept, later, found, (state.epoch, state.batch), seeds[0].numpy().tolist()
 
 
-@pytest.mark.parametrize(("sharding", "mixed"), [("none", False), ("slices", True)])
-def test_sync_restores_the_commit_of_the_first_rank_on_all(on_ranks, sharding, mixed):
-    results = on_ranks(2, lost_and_found, sharding, mixed)
+@pytest.mark.parametrize(
+    ("sharding", "policy"),
+    [("none", "float32"), ("slices", "mixed_float16"), ("none", "bfloat16")],
+)
+def test_sync_restores_the_commit_of_the_first_rank_on_all(on_ranks, sharding, policy):
+    results = on_ranks(2, lost_and_found, sharding, policy)
     committed = results[0][0]
     for kept, later, found, position, _ in results:
         assert position == (2, 0)
