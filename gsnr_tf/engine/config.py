@@ -58,7 +58,8 @@ class Optimizer(Section):
 class Scheduler(Section):
     """How the learning rate changes from update to update.
 
-    Updates are counted, not micro-batches. Each schedule gives every update the rate
+    Updates are counted, not micro-batches; with `gsnr.batch_ramp` those of the first
+    batch, however large they have become. Each schedule gives every update the rate
     that DeepSpeed's gives it. Without this section the rate stays at the optimizer's.
     """
 
