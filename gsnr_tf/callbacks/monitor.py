@@ -155,9 +155,11 @@ class GSNRMonitor(keras.callbacks.Callback):
     def _examples_of_epoch(self):
         if self._loss is None:  # to ask the model takes longer than to ask the metric
             found = [m for m in self.model.metrics if m.name == "loss"]
-            self._loss = next((m for m in found if hasattr(m, "count")), None)
+            counting = (m for m in found if hasattr(m, "count") and _number(m.count))
+            # A train step of its own may leave Keras' metric alone.
+            self._loss = next(counting, None)
         count = _number(self._loss.count) if self._loss else 0
-        if count:  # otherwise the train step leaves it alone
+        if count:
             return count
         raise ValueError(
             "GSNRMonitor cannot see how many examples a step has: the model has no "

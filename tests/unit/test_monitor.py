@@ -217,25 +217,40 @@ def test_a_model_that_was_trained_before_is_recorded(tmp_path):
     assert updates.tolist() == [9, 12] and examples.tolist() == [144, 192]
 
 
+class Own(keras.Sequential):
+    """A model with a train step of its own, and perhaps a metric for its loss."""
+
+    tracker = None
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(self(x) - y))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        if self.tracker:
+            self.tracker.update_state(loss, sample_weight=tf.shape(x)[0])
+        return {"error": loss}
+
+
+def own(tmp_path, tracker=None, loss=None, **options):
+    """What is recorded of it."""
+    model = Own([keras.Input((6,)), keras.layers.Dense(2)])
+    model.tracker = tracker
+    model.compile(gsnr_tf.GSNRSGD(0.1, gradient_accumulation_steps=2), loss=loss)
+    fit(model, [GSNRMonitor(tmp_path, every=1, **options)], epochs=1)
+    return Run(tmp_path)
+
+
+def test_an_own_metric_of_the_loss_is_asked_where_keras_own_is_left_alone(tmp_path):
+    run = own(tmp_path, keras.metrics.Mean(name="loss"), loss="mse")
+    assert run.last("batch/examples") == 16 and len(run.series("train/error")[0]) == 6
+
+
 def test_an_own_train_step_says_its_batch(tmp_path):
-    class Own(keras.Sequential):
-        def train_step(self, data):
-            x, y = data
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(tf.square(self(x) - y))
-            gradients = tape.gradient(loss, self.trainable_variables)
-            self.optimizer.apply(gradients, self.trainable_variables)
-            return {"error": loss}
-
-    def fitted(**options):
-        model = Own([keras.Input((6,)), keras.layers.Dense(2)])
-        model.compile(gsnr_tf.GSNRSGD(0.1, gradient_accumulation_steps=2))
-        fit(model, [GSNRMonitor(tmp_path, every=1, **options)], epochs=1)
-
     with pytest.raises(ValueError, match="batch_size=None"):
-        fitted()
-    fitted(batch_size=8)
-    run = Run(tmp_path)
+        own(tmp_path)
+    run = own(tmp_path, batch_size=8)
     assert run.last("batch/examples") == 16 and len(run.series("train/error")[0]) == 6
 
 
