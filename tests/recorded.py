@@ -66,7 +66,8 @@ def record(folder, drawn, noise_scales, every=10, step_seconds=(0.08, 0.02, 0.01
 
     Args:
         step_seconds: Seconds in backward (of a micro-batch), communication and update.
-        more: `accumulation`, `workers`, `estimator`, `loss` (function of progress from 0 to 1).
+        more: `accumulation`, `workers`, `estimator`, `loss` (function of progress from 0
+            to 1).
     """
     accumulation, workers = more.get("accumulation", 4), more.get("workers", 2)
     write_info(

@@ -9,6 +9,7 @@ from gsnr_tf import optimizers as family
 from gsnr_tf.engine import deepspeed
 from gsnr_tf.engine.errors import nearest
 from gsnr_tf.engine.schedules import SCHEDULES
+from gsnr_tf.stats import SOUND_SAMPLES
 
 # What the configuration decides in keys of its own.
 _ELSEWHERE = {
@@ -56,6 +57,11 @@ def optimizer_class(name):
 def is_gsnr(rule):
     """Whether a class is of the GSNR family."""
     return rule.__name__.startswith("GSNR")
+
+
+def sound_samples(kwargs):
+    """How many samples an optimizer of the GSNR family wants with these arguments."""
+    return SOUND_SAMPLES[kwargs.get("estimator", "paper")]
 
 
 def accepted(rule):

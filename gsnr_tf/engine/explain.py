@@ -3,7 +3,6 @@
 from gsnr_tf.engine import arguments
 from gsnr_tf.engine.build import optimizer_arguments
 from gsnr_tf.engine.schedules import UpdateSchedule
-from gsnr_tf.stats import SOUND_SAMPLES
 
 
 def explain(config, ranks):
@@ -50,7 +49,7 @@ def _samples(batch, kwargs):
     text = f"{k} = {batch.ranks} ranks{text}"
     if k < 2:
         return f"{text}: too few, the optimizer will refuse; halve the micro-batch"
-    sound = SOUND_SAMPLES[kwargs.get("estimator", "paper")]
+    sound = arguments.sound_samples(kwargs)
     return text if k >= sound else f"{text}: fewer than {sound}, a poor estimate"
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from gsnr_tf.engine import arguments, trial
 from gsnr_tf.engine.build import optimizer_arguments
 from gsnr_tf.engine.errors import ConfigError
-from gsnr_tf.stats import SOUND_SAMPLES
 
 # Elements of a bucket: 1, 4, 16 and 64 MiB.
 _BUCKETS = tuple(2**power for power in (18, 20, 22, 24))
@@ -45,7 +44,7 @@ def micro_batches(config, batch):
     fitting = [size for size in range(1, own + 1) if own % size == 0]
     rule, kwargs = optimizer_arguments(config, batch)
     if arguments.is_gsnr(rule):
-        least = SOUND_SAMPLES[kwargs.get("estimator", "paper")]
+        least = arguments.sound_samples(kwargs)
         samples = {size: batch.ranks * own // size for size in fitting}
         sound = [size for size in fitting if samples[size] >= least]
         fitting = sound or [size for size in fitting if samples[size] >= 2]

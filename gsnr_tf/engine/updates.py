@@ -32,9 +32,9 @@ class Updates:
         self.grows = self._ramp is not None
         # Updates and examples when this batch began.
         self._before = (0, 0)
-        # Where there is a scheduler, and the examples of all updates that it counts,
-        # which are those that were not skipped.
         self._schedule = _schedule(config, batch) if self.grows else None
+        # What the scheduler counts: examples of the updates that were not skipped, and
+        # how many of these there were.
         self._scheduled = self._counted = 0
         if self.grows:
             # Before the optimizer is built, so that its window may vary.
@@ -44,7 +44,6 @@ class Updates:
         """To be called once the optimizer is built."""
         if self.grows:
             self._ramp.on_train_begin()
-            self._counted = int(self._inner.iterations)
             self._set_rate()
 
     @property
@@ -117,8 +116,7 @@ class Updates:
             self._ramp.restore(ramp)
 
     def _set_rate(self):
-        """The scheduler's, which counts updates of the first batch: as it is used to
-        where the batch does not grow, and by examples where it does."""
+        """Gives the next update the scheduler's rate, by examples, times the ramp's."""
         if self._schedule is None:
             return
         updates = tf.constant(self._scheduled / self.first.train, tf.float64)

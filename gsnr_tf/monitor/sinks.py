@@ -139,12 +139,11 @@ class TensorBoardSink:
 
     def __init__(self, folder):
         folder = Path(folder) / "tensorboard"
-        folder.mkdir(exist_ok=True)
-        now = time.time()
+        folder.mkdir(parents=True, exist_ok=True)
         # As tf.summary names and begins them. Its writer takes operations for each
         # record and each flush, which here cost more than the record itself.
-        name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}.v2"
-        self._file = tf.io.TFRecordWriter(str(folder / name))
+        name = f"{time.time():.6f}.{socket.gethostname()}.{os.getpid()}.v2"
+        self._file = tf.io.TFRecordWriter(str(folder / f"events.out.tfevents.{name}"))
         self._write(tf.compat.v1.Event(file_version="brain.Event:2"))
 
     def write_events(self, events):

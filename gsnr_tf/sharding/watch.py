@@ -73,8 +73,8 @@ class Watch:
         def keep():
             found = self._comm.each(self._in_order, tables())
             sizes = (optimizer.samples, optimizer.accumulation_steps)
-            counts = [self._number(), *(tf.cast(size, tf.int64) for size in sizes)]
-            counts = tf.stack(counts)
+            sizes = [tf.cast(size, tf.int64) for size in sizes]
+            counts = tf.stack([self._number(), *sizes])
             for variable, value in ((self._table, found), (self._counts, counts)):
                 self._comm.update(variable, _assign, value)
             return True
