@@ -206,10 +206,10 @@ class HorovodCommunicator(Communicator):
         """See `Peers`; all ranks must call it at one point. `None` until they can."""
         return Peers(self.gather, share) if together() else None
 
-    def gather(self, value):
+    def gather(self, value, name="gsnr.gather"):
         # Keras builds optimizers while it traces the train step.
         with tf.init_scope():
-            return self._hvd.allgather_object(value, name="gsnr.gather")
+            return self._hvd.allgather_object(value, name=name)
 
     def broadcast(self, variables, root=0):
         if self.workers == 1 or not together():
