@@ -60,8 +60,15 @@ class Communicator(abc.ABC):
     def broadcast(self, variables, root=0):
         """Gives all workers the variables of worker `root`."""
 
-    def gather(self, value):
-        """List of what each process passed, a picklable Python object each."""
+    def gather(self, value, name="gsnr.gather"):
+        """List of what each process passed, a picklable Python object each.
+
+        Args:
+            value: Picklable object.
+            name: As for `all_reduce`. With a name of its own, ranks that have come to
+                different points wait for each other, and are told, where they would
+                otherwise take one another's objects for something else.
+        """
         return [value]
 
     def reduce_moments(self, local, name, equal_weight=None, with_variance=True):

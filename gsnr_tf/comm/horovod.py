@@ -206,10 +206,10 @@ class HorovodCommunicator(Communicator):
         """See `Peers`; all ranks must call it at one point. `None` until they can."""
         return Peers(self.gather, share) if together() else None
 
-    def gather(self, value):
+    def gather(self, value, name="gsnr.gather"):
         # Keras builds optimizers while it traces the train step.
         with tf.init_scope():
-            return self._hvd.allgather_object(value, name="gsnr.gather")
+            return self._hvd.allgather_object(value, name=name)
 
     def broadcast(self, variables, root=0):
         if self.workers == 1 or not together():
@@ -234,11 +234,67 @@ class HorovodCommunicator(Communicator):
 
 
 def broadcast(tensor, root, name):
-    """The tensor of rank `root`, on all ranks."""
+    """The tensor of rank `root`, on all ranks, bit for bit.
+
+    Args:
+        tensor: Of any dtype that TensorFlow can cast or take apart, strings included;
+            of one shape and dtype on all ranks.
+        root: Int.
+        name: As for `Communicator.all_reduce`.
+
+    Raises:
+        TypeError: The dtype cannot be sent.
+    """
+    if tensor.dtype == tf.string:
+        return _broadcast_strings(tensor, root, name)
     sent = load().broadcast(_on_the_wire(tensor), root, name=name)
-    return sent if sent.dtype == tensor.dtype else tf.bitcast(sent, tensor.dtype)
+    if sent.dtype == tensor.dtype:
+        return sent
+    back = tf.cast if tensor.dtype in _CAST_FOR_THE_WIRE else tf.bitcast
+    return back(sent, tensor.dtype)
+
+
+def _broadcast_strings(strings, root, name):
+    """Ranks have as many strings, but not as many bytes: their number goes first."""
+    encoded = tf.io.decode_raw(tf.io.serialize_tensor(strings), tf.uint8)
+    length = broadcast(tf.size(encoded), root, f"{name}.length")
+    # The root has no use for the length, but takes part in sending it.
+    with tf.control_dependencies([length]):
+        is_root = load().rank() == root
+        own = tf.identity(encoded) if is_root else tf.zeros([length], tf.uint8)
+    encoded = broadcast(own, root, name)
+    # TensorFlow has no operation from bytes to a string.
+    byte = tf.constant([bytes([value]) for value in range(256)])
+    serialized = tf.strings.reduce_join(tf.gather(byte, tf.cast(encoded, tf.int32)))
+    return tf.ensure_shape(tf.io.parse_tensor(serialized, tf.string), strings.shape)
+
+
+# What Horovod knows, and what else it can carry. Where bits are only moved it need not
+# know what they mean; of types of one size these are those that NCCL knows as well.
+_KNOWN_TO_HOROVOD = (
+    *(tf.uint8, tf.int8, tf.uint16, tf.int16, tf.int32, tf.int64),
+    *(tf.float16, tf.float32, tf.float64, tf.bool),
+)
+_OF_SIZE = {1: tf.uint8, 2: tf.float16, 4: tf.int32, 8: tf.int64, 16: tf.int64}
+# `tf.bitcast` does not take these; the cast there and back is exact.
+_CAST_FOR_THE_WIRE = {
+    tf.as_dtype("float8_e4m3fn"): tf.float16,
+    tf.as_dtype("float8_e5m2"): tf.float16,
+    tf.as_dtype("int4"): tf.int8,
+    tf.as_dtype("uint4"): tf.uint8,
+}
 
 
 def _on_the_wire(tensor):
-    """Horovod does not know bfloat16, but where it only moves bits it need not."""
-    return tf.bitcast(tensor, tf.uint16) if tensor.dtype == tf.bfloat16 else tensor
+    """The same values in a dtype that Horovod knows; it moves them and no more."""
+    if tensor.dtype in _KNOWN_TO_HOROVOD:
+        return tensor
+    if tensor.dtype in _CAST_FOR_THE_WIRE:
+        return tf.cast(tensor, _CAST_FOR_THE_WIRE[tensor.dtype])
+    try:
+        return tf.bitcast(tensor, _OF_SIZE.get(tensor.dtype.size))
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        raise TypeError(
+            f"A tensor of dtype {tensor.dtype.name} cannot be sent to other ranks. Keep "
+            "it as an integer, floating, complex, bool or string tensor."
+        ) from error

@@ -5,6 +5,7 @@ import hashlib
 import tensorflow as tf
 
 from gsnr_tf import comm
+from gsnr_tf.data.cardinality import joined_batches
 
 
 def shard(dataset):
@@ -13,9 +14,9 @@ def shard(dataset):
     Every example reaches exactly one rank, once an epoch, and all ranks take the
     same number of steps, whatever the sizes: a batch's rows are divided as evenly as
     they go, and a batch with fewer rows than there are ranks (the rest of an epoch)
-    joins the one before. So several ranks see the very batches that one process
-    would. Each rank reads the whole dataset and keeps its rows; the first batch is read
-    once more, to compare it between ranks.
+    joins the one before, or, where it is the first, the one after. So several ranks see
+    the very batches that one process would. Each rank reads the whole dataset and keeps
+    its rows; the first batch is read once more, to compare it between ranks.
 
     Args:
         dataset: `tf.data.Dataset` whose elements are global batches, the same on
@@ -24,7 +25,9 @@ def shard(dataset):
             `gradient_accumulation_steps`, an element is a micro-batch of all ranks.
 
     Returns:
-        A `tf.data.Dataset` of the same structure. In a single process, `dataset`.
+        A `tf.data.Dataset` of the same structure. In a single process, `dataset`. Its
+        cardinality is known where it can be without reading the data, as it can for
+        `batch` of a known number of examples.
 
     Raises:
         ValueError: An element has no batch dimension, or the ranks see different
@@ -42,11 +45,14 @@ def shard(dataset):
     _check_batched(specs)
     # In a single process as well: to read a batch moves a seeded `shuffle` on to its
     # next order, which must be the same for any number of ranks.
-    _check_same_order(dataset)
+    first = _check_same_order(dataset)
     if ranks == 1:
         return dataset
     if not all(spec.shape[0] and spec.shape[0] >= ranks for spec in specs):
+        number = joined_batches(dataset, ranks, first)
         dataset = _join_short_batches(dataset, ranks)
+        if number is not None:
+            dataset = dataset.apply(tf.data.experimental.assert_cardinality(number))
 
     def rows_of_rank(*batch):
         rows = _rows(batch)
@@ -82,11 +88,14 @@ def _check_batched(specs):
 
 
 def _check_same_order(dataset):
-    digest = hashlib.sha256()
+    """Raises where ranks have different first batches; how many rows it has."""
+    digest, rows = hashlib.sha256(), 0
     for element in dataset.take(1):
+        rows = int(_rows(element))
         for tensor in tf.nest.flatten(element):
             digest.update(tf.io.serialize_tensor(tensor).numpy())
-    digests = comm.choose("auto", tf.distribute.get_strategy()).gather(digest.hexdigest())
+    communicator = comm.choose("auto", tf.distribute.get_strategy())
+    digests = communicator.gather(digest.hexdigest(), "gsnr.shard")
     others = [rank for rank, other in enumerate(digests) if other != digests[0]]
     if others:
         raise ValueError(
@@ -94,24 +103,26 @@ def _check_same_order(dataset):
             "that of rank 0, so some examples would be seen twice and others never. "
             "Give `shuffle` a seed and read the same files in the same order."
         )
+    return rows
 
 
 def _join_short_batches(dataset, ranks):
-    """Appends each batch of fewer than `ranks` rows to the batch before it."""
+    """Appends each batch of fewer than `ranks` rows to the batch before it, and the
+    second to the first, if that has fewer."""
     batches = dataset.map(lambda *batch: (batch, True))
     nothing = tf.nest.map_structure(_no_rows, batches.element_spec[0])
     end = tf.data.Dataset.from_tensors((nothing, False))
 
     def hold_back(held, element):
         batch, more = element
-        short = tf.logical_and(more, _rows(batch) < ranks)
-        join = tf.logical_and(short, _rows(held) > 0)
+        short = tf.minimum(_rows(batch), _rows(held)) < ranks
+        join = more & short & (_rows(held) > 0)
         joined = tf.nest.map_structure(
             lambda h, b: tf.cond(join, lambda: tf.concat([h, b], 0), lambda: b),
             held,
             batch,
         )
-        ready = tf.logical_and(tf.logical_not(join), _rows(held) > 0)
+        ready = ~join & (_rows(held) > 0)
         return joined, (held, ready)
 
     return (

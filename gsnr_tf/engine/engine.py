@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from gsnr_tf import callbacks as keras_callbacks
 from gsnr_tf import comm
-from gsnr_tf.engine import agreement, moving
+from gsnr_tf.callbacks.statistics import average_statistics
+from gsnr_tf.engine import agreement
 from gsnr_tf.engine.build import build_optimizer
 from gsnr_tf.engine.data import (
     Examples,
@@ -165,7 +166,7 @@ class Engine:
             verbose=self._verbosity(verbose),
             callbacks=[
                 self._broadcast,
-                moving.AverageStatistics(self._comm),
+                keras_callbacks.AverageBatchStatistics(),
                 keras_callbacks.MetricAverageCallback(),
                 *self._monitors(),
                 UpdateCallback(self._updates, self._progress, specs),
@@ -207,7 +208,7 @@ class Engine:
             batch: Tuple `(x, y)` or `(x, y, sample_weight)`, of any number of rows, the
                 same number on each rank.
         """
-        moving.average(self.model, self._comm)
+        average_statistics(self.model, self._comm)
         logs = self.model.test_on_batch(*batch, return_dict=True)
         return self._mean_over_ranks(logs["loss"])
 
@@ -229,7 +230,7 @@ class Engine:
         """
         if self._progress.is_trial:
             return True
-        moving.average(self.model, self._comm)
+        average_statistics(self.model, self._comm)
         checkpoint.save(
             save_dir,
             f"global_step{self.global_steps}" if tag is None else str(tag),

@@ -1,6 +1,7 @@
 """The callbacks that replace Horovod's, all of which fail under Keras 3 (R2)."""
 
 import numpy as np
+import pytest
 
 
 def broadcast():
@@ -95,6 +96,81 @@ def test_metrics_are_the_mean_over_ranks_for_those_that_come_after(on_ranks):
     np.testing.assert_allclose(seen["loss"], (own + other_own) / 2, rtol=1e-5)
     assert seen["loss"] == other_seen["loss"] == logged == other_logged
     assert seen["val_loss"] == other_seen["val_loss"]
+
+
+def at_epoch_end(logs_by_rank):
+    """What MetricAverageCallback makes of an epoch's logs on this rank."""
+    import keras
+
+    import gsnr_tf
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    callback = gsnr_tf.callbacks.MetricAverageCallback()
+    callback.set_model(model)
+    logs = logs_by_rank(gsnr_tf.rank())
+    try:
+        callback.on_epoch_end(0, logs)
+    except ValueError as error:
+        return str(error)
+    return logs
+
+
+def logs_of_many_kinds(rank):
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    return {
+        "number": rank,
+        "float32": np.float32(rank),
+        "bad": float("nan") if rank else 1.0,
+        "array": np.array([[1.0, rank], [2.0, np.nan if rank else 0.0]], "float32"),
+        "tensor": tf.constant([rank, 2 * rank]),
+        "bfloat16": tf.constant(rank, tf.bfloat16),
+        "variable": keras.Variable([1.0 + rank]),
+        "complex": np.array([1j * rank]),
+        "list": [rank, rank + 1],
+        "nested": {"by_class": [np.array([rank, 4.0]), float(rank)], "name": f"rank {rank}"},
+        "text": f"rank {rank}",
+        "nothing": None,
+        **({"val_classes": [2.0, np.ones(2)]} if rank else {}),
+    }
+
+
+def test_metrics_of_any_shape_are_averaged_and_the_rest_is_kept(on_ranks):
+    for rank, logs in enumerate(on_ranks(2, at_epoch_end, logs_of_many_kinds)):
+        expected = logs_of_many_kinds(rank)
+        assert logs.keys() == {*expected, "val_classes"}
+        assert (logs["number"], logs["float32"], logs["bfloat16"]) == (0.5, 0.5, 0.5)
+        assert np.isnan(logs["bad"])
+        np.testing.assert_array_equal(logs["array"], [[1.0, 0.5], [2.0, np.nan]])
+        np.testing.assert_array_equal(logs["tensor"], [0.5, 1.0])
+        np.testing.assert_array_equal(logs["variable"], [1.5])
+        np.testing.assert_array_equal(logs["complex"], [0.5j])
+        assert logs["list"] == [0.5, 1.5]
+        np.testing.assert_array_equal(logs["nested"]["by_class"][0], [0.5, 4.0])
+        assert logs["nested"]["by_class"][1] == 0.5
+        assert logs["nested"]["name"] == logs["text"] == f"rank {rank}"
+        assert logs["nothing"] is None
+        assert logs["val_classes"][0] == 2.0
+        np.testing.assert_array_equal(logs["val_classes"][1], [1.0, 1.0])
+
+
+def logs_of_another_shape(rank):
+    import numpy as np
+
+    return {"loss": 1.0, "confusion": np.zeros((2 + rank, 2))}
+
+
+def logs_of_another_structure(rank):
+    return {"loss": 1.0, "confusion": [1.0, 2.0] if rank else [1.0]}
+
+
+@pytest.mark.parametrize("logs", [logs_of_another_shape, logs_of_another_structure])
+def test_a_metric_whose_shape_differs_is_named_on_all_ranks(on_ranks, logs):
+    for message in on_ranks(2, at_epoch_end, logs):
+        assert "'confusion'" in message and "by rank: {0: " in message
+    assert "2, 2), 1: (3, 2)" in message or "[(), ()]" in message
 
 
 def warmed_up(scaling):

@@ -163,8 +163,11 @@ def test_weights_statistics_and_metrics_are_those_of_all_ranks(on_ranks, config)
     (local, _, one), (other_local, _, other) = on_ranks(2, apart, config)
     assert np.abs(local[0] - other_local[0]).max() > 1e-3
     # Position of the moving mean and variance among the variables of the model.
-    for index, mine, yours in zip((4, 5), local, other_local):
-        np.testing.assert_allclose(one["weights"][index], (mine + yours) / 2, rtol=1e-6)
+    (mean, variance), (other_mean, other_variance) = local, other_local
+    between = (mean - other_mean) ** 2 / 4
+    np.testing.assert_allclose(one["weights"][4], (mean + other_mean) / 2, rtol=1e-6)
+    total = (variance + other_variance) / 2 + between
+    np.testing.assert_allclose(one["weights"][5], total, rtol=1e-6)
     for key in ("weights", "after"):
         for weight, same in zip(one[key], other[key]):
             np.testing.assert_array_equal(weight, same)

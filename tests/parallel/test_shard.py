@@ -46,6 +46,35 @@ def test_cardinality_survives_where_all_batches_are_full(on_ranks):
         assert [len(step) for step in part] == [3, 3, 3, 3]
 
 
+def warnings_of_fit(examples):
+    import warnings
+
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import gsnr_tf
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    optimizer = gsnr_tf.DistributedOptimizer(keras.optimizers.SGD(0.1))
+    model.compile(optimizer=optimizer, loss="mse")
+    x = np.ones((examples, 2), "float32")
+    data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).shuffle(99, seed=1).batch(8)
+    data = gsnr_tf.shard(data)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(data, epochs=2, shuffle=False, verbose=0, validation_data=data)
+    steps = int(optimizer.iterations)
+    return [str(w.message) for w in caught], steps, int(data.cardinality())
+
+
+@pytest.mark.parametrize("examples, batches", [(21, 3), (16, 2), (17, 2)])
+def test_keras_does_not_warn_of_a_number_of_batches_it_knows(on_ranks, examples, batches):
+    for messages, steps, cardinality in on_ranks(2, warnings_of_fit, examples):
+        assert not [m for m in messages if "ran out of data" in m]
+        assert (steps, cardinality) == (2 * batches, batches)
+
+
 def refused(kind):
     import tensorflow as tf
 
