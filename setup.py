@@ -43,7 +43,9 @@ setup(
         # The oldest that TensorFlow accepts. TensorFlow itself sets the upper
         # end, and sets it differently in each release.
         "numpy>=1.26",
-        # Checkpoints. Keras brings it too, and sets its range.
+        # Checkpoints: bfloat16 in NumPy, and those of format 1. TensorFlow and Keras
+        # bring them too, and set their ranges.
+        "ml_dtypes",
         "h5py",
         # The engine's configuration, and its errors.
         "pydantic>=2.7,<3",
@@ -76,6 +78,7 @@ setup(
             "cloudpickle",
             "jsonschema",
             "pyyaml",
+            "safetensors",
         ],
     },
     entry_points={"console_scripts": ["gsnr-tf=gsnr_tf.cli:main"]},
