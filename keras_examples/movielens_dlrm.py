@@ -28,30 +28,42 @@ import os
 import time
 from pathlib import Path
 
-# The optimizers this example knows, with the learning rates that README.md explains.
-LEARNING_RATES = {"gsnr-lamb": 0.07, "lamb": 0.05, "gsnr-adam": 0.01, "adam": 0.01}
+# The optimizers this example knows, with the learning rate and the L2 that README.md explains.
+TUNED = {
+    "gsnr-adam": (0.07, 3e-3),
+    "adam": (0.07, 3e-3),
+    "gsnr-lamb": (0.05, 3e-4),
+    "lamb": (0.05, 3e-4),
+}
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(
-        description="Train a DLRM on MovieLens clicks with a large batch, by GSNR-LAMB and by "
-        "LAMB, from the same weights, on the same batches, with the same schedule.",
+        description="Train a DLRM on MovieLens clicks with a large batch, by GSNR-Adam and by "
+        "Adam, from the same weights, on the same batches, with the same schedule.",
         epilog="Under `gsnr-tf run --np RANKS` every batch is shared out among the ranks, and an "
         "update sees RANKS x ACCUMULATION_STEPS gradient samples (k), best 8 or more.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    names = list(LEARNING_RATES)
+    names = list(TUNED)
     add("--optimizers", nargs="+", choices=names, metavar="NAME", default=names[:2],
-        help="which to train with, of: " + ", ".join(names))  # fmt: skip
+        help="which to train with, the last as the base that the others are compared with, "
+        "of: " + ", ".join(names))  # fmt: skip
     add("--batch-size", type=int, default=16_000, help="examples per update, over all ranks")
     add("--accumulation-steps", type=int, default=4, help="micro-batches per update on a rank")
     add("--epochs", type=int, default=10, help="passes over the 80,000 training rows")
     add("--seeds", type=int, default=3, help="runs per optimizer: weights and order differ")
     add("--learning-rates", type=float, nargs="+", metavar="RATE", help="peak rates that every "
-        "optimizer tries, keeping its best by validation AUC; without it, each runs at its "
-        "tuned rate: " + ", ".join(f"{name} {rate}" for name, rate in LEARNING_RATES.items()),
+        "optimizer tries, with every --l2, keeping its best pair by validation AUC; without it, "
+        "each runs at its tuned rate: " + ", ".join(f"{n} {TUNED[n][0]:g}" for n in names),
         default=argparse.SUPPRESS)  # fmt: skip
+    add("--l2", type=float, nargs="+", metavar="L2", help="coefficients that every optimizer "
+        "tries: so many times the embedding tables are added to their gradient; without it, "
+        "each has its tuned one: " + ", ".join(f"{n} {TUNED[n][1]:g}" for n in names),
+        default=argparse.SUPPRESS)  # fmt: skip
+    add("--estimator", choices=["paper", "robust"], default="paper",
+        help="what GSNR measures; robust goes with --ceiling 10 --second-moment raw")  # fmt: skip
     add("--gamma", type=float, default=0.1, help="floor of the GSNR multiplier")
     add("--ceiling", type=float, default=1.0, help="ceiling of the GSNR multiplier")
     add("--second-moment", choices=["adapted", "raw"], default="adapted",
@@ -80,7 +92,8 @@ from gsnr_tf.compare import WarmupCosine
 
 def build_optimizer(name, learning_rate, args):
     steps = args.accumulation_steps if args.accumulation_steps > 1 else None
-    gsnr = dict(gamma=args.gamma, ceiling=args.ceiling, second_moment=args.second_moment)
+    names = "estimator", "gamma", "ceiling", "second_moment"
+    gsnr = {name: getattr(args, name) for name in names}
     if name == "gsnr-lamb":
         return GSNRLamb(learning_rate, gradient_accumulation_steps=steps, **gsnr)
     if name == "gsnr-adam":
@@ -150,17 +163,17 @@ class EpochRecorder(keras.callbacks.Callback):
         report.print_epoch(self.history[-1], self.args.epochs)
 
     def score(self, split):
-        scores = self.model.predict(split.features, batch_size=10_000, verbose=0)
-        return movielens.auc(split.clicks, scores[:, 0])
+        # In one batch: this many rows fit into memory, and scoring would take longer than training.
+        return movielens.auc(split.clicks, self.model.predict_on_batch(split.features)[:, 0])
 
 
-def train(name, learning_rate, seed, data, args):
+def train(name, learning_rate, l2, seed, data, args):
     """One run from fresh weights; returns what report.py needs to know of it."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     if rank() == 0:  # Horovod: one rank speaks and writes.
-        report.print_run(name, learning_rate, seed, args.seeds)
-    model = build_model(data)
+        report.print_run(name, learning_rate, l2, seed, args.seeds)
+    model = build_model(data, l2=l2)
     updates = args.epochs * movielens.TRAIN // args.batch_size
     schedule = WarmupCosine(learning_rate, updates, args.accumulation_steps)
     optimizer = build_optimizer(name, schedule, args)
@@ -181,6 +194,7 @@ def train(name, learning_rate, seed, data, args):
     return {
         "optimizer": name,
         "learning_rate": learning_rate,
+        "l2": l2,
         "seed": seed,
         "seconds": recorder.seconds,
         "history": recorder.history,
@@ -194,6 +208,8 @@ def check(args):
     """
     if min(args.accumulation_steps, args.epochs, args.seeds, args.threads) < 1:
         raise SystemExit("--accumulation-steps, --epochs, --seeds and --threads start at 1.")
+    if min(getattr(args, "l2", [0])) < 0:
+        raise SystemExit(f"--l2 starts at 0. Received: {min(args.l2)}.")
     steps, received = args.accumulation_steps, args.batch_size
     fitting = [b for b in range(steps, movielens.TRAIN + 1, steps) if movielens.TRAIN % b == 0]
     if received not in fitting:
@@ -207,6 +223,7 @@ def check(args):
 
 def main(args):
     check(args)
+    args.optimizers = list(dict.fromkeys(args.optimizers))
     args.micro_batch = args.batch_size // args.accumulation_steps  # over all ranks
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
     tf.config.threading.set_inter_op_parallelism_threads(args.threads)
@@ -214,9 +231,10 @@ def main(args):
     if rank() == 0:  # Horovod: one rank speaks and writes.
         report.print_setting(args, size())
     runs = [
-        train(name, learning_rate, seed, data, args)
+        train(name, learning_rate, l2, seed, data, args)
         for name in args.optimizers
-        for learning_rate in getattr(args, "learning_rates", [LEARNING_RATES[name]])
+        for learning_rate in getattr(args, "learning_rates", [TUNED[name][0]])
+        for l2 in getattr(args, "l2", [TUNED[name][1]])
         for seed in range(args.seeds)
     ]
     if rank() == 0:  # Horovod: one rank speaks and writes.

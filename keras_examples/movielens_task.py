@@ -14,19 +14,27 @@ from keras import layers
 from gsnr_tf.compare import Data, Split, Task
 
 
-def build_model(data, width=16):
-    """DLRM: one vector per feature, their pairwise dot products, an MLP on top."""
+def build_model(data, width=16, l2=0.0):
+    """DLRM: one vector per feature, their pairwise dot products, an MLP on top.
+
+    `l2` is the coefficient λ of the gradient: each update sees λθ added to the gradient
+    of the two tables, on all their rows. Keras' L2(c) adds c·Σθ² to the loss, so c = λ/2.
+    """
     user = keras.Input((), name="user", dtype="int32")
     movie = keras.Input((), name="movie", dtype="int32")
     genres = keras.Input((data.genres,), name="genres")  # rows sum to 1: a mean of embeddings
     year = keras.Input((1,), name="year")
 
+    def table(rows, name):
+        decay = keras.regularizers.L2(l2 / 2) if l2 else None
+        return layers.Embedding(rows, width, embeddings_regularizer=decay, name=name)
+
     bottom = layers.Dense(width, activation="relu")(year)
     bottom = layers.Dense(width, activation="relu")(bottom)
     vectors = keras.ops.stack(
         [
-            layers.Embedding(data.users, width, name="user_embedding")(user),
-            layers.Embedding(data.movies, width, name="movie_embedding")(movie),
+            table(data.users, "user_embedding")(user),
+            table(data.movies, "movie_embedding")(movie),
             layers.Dense(width, use_bias=False, name="genre_embedding")(genres),
             bottom,
         ],
