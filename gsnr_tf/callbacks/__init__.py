@@ -8,6 +8,7 @@ from gsnr_tf.callbacks.metrics import MetricAverageCallback
 from gsnr_tf.callbacks.monitor import GSNRMonitor
 from gsnr_tf.callbacks.ramp import BatchSizeRamp
 from gsnr_tf.callbacks.statistics import AverageBatchStatistics
+from gsnr_tf.callbacks.skipped import SkippedUpdates
 from gsnr_tf.callbacks.warmup import LearningRateWarmupCallback
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "GSNRMonitor",
     "LearningRateWarmupCallback",
     "MetricAverageCallback",
+    "SkippedUpdates",
 ]

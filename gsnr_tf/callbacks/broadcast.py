@@ -5,7 +5,9 @@ import logging
 import keras
 
 from gsnr_tf import comm
-from gsnr_tf.optimizers.gsnr import GSNROptimizer
+from gsnr_tf.callbacks.skipped import SkippedUpdates
+from gsnr_tf.optimizers import stopping
+from gsnr_tf.optimizers.base import DistributedStep
 
 _log = logging.getLogger("gsnr_tf")
 
@@ -13,10 +15,14 @@ _log = logging.getLogger("gsnr_tf")
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     """Gives all ranks the state of one rank when training begins.
 
-    The optimizers of this package share the weights by themselves when they are
-    built. This callback shares everything else as well: BatchNorm statistics,
+    The optimizers of this package share the weights by themselves at their first
+    step. This callback shares everything else as well: BatchNorm statistics,
     optimizer state and counters, also where only one rank has loaded a checkpoint.
     Random seeds stay each rank's own, so that dropout differs between ranks.
+
+    While training lasts it does what concerns all ranks together: updates that are
+    skipped leave no trace in moving statistics (`SkippedUpdates`), and if a callback of
+    any rank sets `model.stop_training` when an epoch ends, all ranks stop there.
 
     Where Keras would compile the train step with XLA (`jit_compile="auto"` does on
     GPUs), which has no kernels for Horovod's collectives, it switches that off.
@@ -29,9 +35,11 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         super().__init__()
         self.root_rank = root_rank
         self._done = False
+        self._skipped = SkippedUpdates()
 
     def set_model(self, model):
         super().set_model(model)
+        self._skipped.set_model(model)
         if comm.size() > 1 and model.jit_compile:
             model.jit_compile = False
             if comm.rank() == 0:
@@ -44,18 +52,25 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         self._done = False
         if self.model.built:
             self._broadcast()
+        self._skipped.on_train_begin(logs)
 
     def on_train_batch_end(self, batch, logs=None):
         # A model without an input shape has its variables only now.
         if not self._done:
             self._broadcast()
+        self._skipped.on_train_batch_end(batch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._skipped.on_epoch_end(epoch, logs)
+        stopping.agree_at_the_end_of_this_epoch(self.model)
 
     def _broadcast(self):
         model, optimizer = self.model, self.model.optimizer
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-        if isinstance(inner, GSNROptimizer):
+        if isinstance(inner, DistributedStep):
+            inner.connect(self.root_rank)
             inner.share_state(self.root_rank)
         communicator = comm.choose("auto", model.distribute_strategy)
         state = [v for v in model.variables if "seed_generator_state" not in v.path]

@@ -10,7 +10,15 @@ from gsnr_tf.comm.strategy import StrategyCommunicator
 
 ENGINES = ("auto", "local", "horovod", "strategy")
 
-__all__ = ["Communicator", "ENGINES", "choose", "native", "rank", "size"]
+__all__ = [
+    "Communicator",
+    "ENGINES",
+    "choose",
+    "expects_ranks",
+    "native",
+    "rank",
+    "size",
+]
 
 
 def _horovod_is_running():
@@ -26,6 +34,18 @@ def rank():
 def size():
     """How many ranks the job has, 1 in a single process."""
     return horovod.load().size() if _horovod_is_running() else 1
+
+
+def expects_ranks(engine, strategy):
+    """Whether `choose` will give the ranks of a job, or may in an elastic one.
+
+    Waits for nobody, unlike `choose`.
+    """
+    if engine not in ("auto", "horovod") or strategy.num_replicas_in_sync > 1:
+        return False
+    loaded = sys.modules.get("horovod.tensorflow")
+    running = bool(loaded and loaded.is_initialized() and loaded.size() > 1)
+    return horovod.launched() or horovod.elastic() or running
 
 
 def choose(engine, strategy):

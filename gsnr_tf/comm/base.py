@@ -28,6 +28,8 @@ class Communicator(abc.ABC):
     gradient_scale = 1.0
     # Whether `to_owners` and its companions exist, and each worker may own a part.
     has_owners = False
+    # Whether the workers are processes, which trace their steps each for itself.
+    has_ranks = False
     # Whether that sends fewer bytes from host to host than `reduce_moments`.
     owners_pay = False
 
@@ -71,7 +73,22 @@ class Communicator(abc.ABC):
         """
         return [value]
 
-    def reduce_moments(self, local, name, equal_weight=None, with_variance=True):
+    def by_worker(self, vector, name):
+        """Table `[workers, n]` of the vectors `[n]` of all workers."""
+        rows = self.each(self._own_row, vector)
+        return self.agreed(rows if self.workers == 1 else self.all_reduce(rows, name))
+
+    def _own_row(self, vector):
+        before, after = self._place(), self.workers - 1 - self._place()
+        return tf.pad(vector[None], [[before, after], [0, 0]])
+
+    def _place(self):
+        """Which of the workers this one is, within `each`."""
+        return 0
+
+    def reduce_moments(
+        self, local, name, carrier=0, weighted=False, with_variance=True, riders=None
+    ):
         """Mean and biased variance of the samples of all workers.
 
         Two collectives as large as the gradients: the means, then the spread
@@ -82,37 +99,48 @@ class Communicator(abc.ABC):
             local: List of `Moments` of this worker's samples, one for each bucket,
                 all of one weight.
             name: Prefix of the names of the collectives.
-            equal_weight: Python float, the weight of every worker's samples where
-                it is known to be the same; spares a collective.
+            carrier: Number of the bucket with which weights and riders travel.
+            weighted: Whether the weight may differ between workers.
             with_variance: Whether to reduce the spread as well.
+            riders: Tensor `[m]` to sum over ranks beside the means, or `None`.
 
         Returns:
-            `(means, variances)`, lists of tensors `[n]`; variances of `None` where
-            nobody asks for them.
+            `(means, variances, riders)`: lists of tensors `[n]`, with variances of
+            `None` where nobody asks for them, and the sum of the riders.
         """
-        weight = None
-        if equal_weight is None:
-            weight = self.all_reduce(local[0].weight, f"{name}.weight")
-        reduced = [
-            self._reduce_bucket(
-                moments, f"{name}.{number}", weight, equal_weight, with_variance
-            )
-            for number, moments in enumerate(local)
-        ]
-        means, variances = zip(*reduced)
-        return list(means), list(variances)
+        if self.workers == 1:
+            spreads = [self.each(_own_variance, m) if with_variance else None for m in local]
+            return [moments.mean for moments in local], spreads, riders
+        weight = local[carrier].weight if weighted else None
+        sent = [m.mean if weight is None else self.each(tf.multiply, m.mean, weight) for m in local]
+        if riders is not None:
+            own = riders if weight is None else tf.concat([riders, weight[None]], axis=0)
+            sent[carrier] = tf.concat([sent[carrier], own], axis=0)
+        elif weight is not None:
+            weight = self.all_reduce(weight, f"{name}.weight")
+        totals = [self.all_reduce(s, f"{name}.{i}.mean") for i, s in enumerate(sent)]
+        if riders is not None:
+            size = local[carrier].mean.shape[0]
+            totals[carrier], riders = totals[carrier][:size], totals[carrier][size:]
+            if weight is not None:
+                riders, weight = riders[:-1], riders[-1]
+        workers = float(self.workers)
+        divisor = workers if weight is None else weight
+        means = [self.each(tf.divide, total, divisor) for total in totals]
+        variances = [None] * len(means)
+        if with_variance:
+            if weight is None:  # Each knows what they weigh together.
+                weight = self.each(tf.multiply, local[0].weight, workers)
+            variances = [
+                self._reduce_spread(moments, mean, weight, f"{name}.{i}.spread")
+                for i, (moments, mean) in enumerate(zip(local, means))
+            ]
+        return means, variances, riders
 
-    def _reduce_bucket(self, local, name, weight, equal_weight, with_variance):
-        # Only the ratio of equal weights matters: 1 spares a multiplication.
-        weighted, total_weight = local.mean, float(self.workers)
-        if weight is not None:
-            weighted = self.each(tf.multiply, local.mean, local.weight)
-            total_weight = weight
-        total = self.all_reduce(weighted, f"{name}.mean")
-        mean = self.each(tf.divide, total, total_weight)
-        if not with_variance:
-            return mean, None
+    def _reduce_spread(self, local, mean, weight, name):
         about = self.each(lambda moments, c: moments.spread_about(c), local, mean)
-        spread = self.all_reduce(about, f"{name}.spread")
-        samples = weight if equal_weight is None else total_weight * equal_weight
-        return mean, self.each(tf.divide, spread, samples)
+        return self.each(tf.divide, self.all_reduce(about, name), weight)
+
+
+def _own_variance(moments):
+    return moments.spread / moments.weight

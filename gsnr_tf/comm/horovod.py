@@ -22,6 +22,9 @@ _STALL_LIMITS = {
 # if all ranks exchange at once, and twice as many without owners.
 _FEW = 3
 
+# How many optimizers have met their like on other ranks, in this process.
+_introduced = 0
+
 # Whether the ranks of an elastic job have met. One that comes late must not issue a
 # collective before: the others are elsewhere, and it would wait alone.
 _met = False
@@ -99,11 +102,31 @@ class HorovodCommunicator(Communicator):
     """
 
     has_owners = True
+    has_ranks = True
 
     def __init__(self):
         self._hvd = load()
         self.workers = self._hvd.size()
-        self.route = Route.flat(self._hvd.rank(), self.workers)
+        self.rank = self._hvd.rank()
+        self.route = Route.flat(self.rank, self.workers)
+
+    def introduce(self, facts):
+        """Tells all ranks about an optimizer, and is told about theirs.
+
+        Args:
+            facts: Picklable.
+
+        Returns:
+            `(number, by_rank)`: a number that this optimizer has on all ranks and no
+            other has, and the list of what all ranks passed.
+        """
+        global _introduced
+        _check_together()
+        with tf.init_scope():
+            told = self._hvd.allgather_object((_introduced, facts), name="gsnr.introduce")
+        numbers, by_rank = zip(*told)
+        _introduced = max(numbers) + 1
+        return _introduced, list(by_rank)
 
     @property
     def owners_pay(self):
@@ -143,11 +166,7 @@ class HorovodCommunicator(Communicator):
                 "gsnr_tf.callbacks.BroadcastGlobalVariablesCallback() to the "
                 "callbacks of `fit`, which switches it off."
             )
-        if not together():
-            raise RuntimeError(
-                "This job is elastic, and its ranks have not met: each would train on "
-                "its own. Train inside a function under @gsnr_tf.elastic_run."
-            )
+        _check_together()
         return step(*values)
 
     def all_reduce(self, tensor, name):
@@ -161,7 +180,7 @@ class HorovodCommunicator(Communicator):
         """First row of this rank's part, and the one after its last."""
         return tuple(self.bounds(rows)[self.route.part :][:2])
 
-    def to_owners(self, vector, cuts, level, name):
+    def to_owners(self, vector, cuts, level, name, weight=None):
         """Sends `[n]` in parts to the ranks of a level of the route.
 
         Args:
@@ -170,17 +189,31 @@ class HorovodCommunicator(Communicator):
                 the last one ends; the first one is where the vector begins.
             level: `Level`.
             name: As for `all_reduce`.
+            weight: Scalar tensor to send to each of them as well, or `None`. Its bits
+                travel as numbers of the vector's dtype, whatever that is.
 
         Returns:
-            `[ranks of the level, own]`: what each of them had for this one.
+            `[ranks of the level, own]`: what each of them had for this one. With a
+            weight also `[ranks of the level]`, theirs.
         """
+        rider = [] if weight is None else [tf.reshape(tf.bitcast(weight, vector.dtype), [-1])]
+        more = sum(tensor.shape[0] for tensor in rider)
         splits = [0] * self.workers
         for rank, start, stop in zip(level.ranks, cuts, cuts[1:]):
-            splits[rank] = stop - start
+            splits[rank] = stop - start + more
+        if rider:
+            sizes = [stop - start for start, stop in zip(cuts, cuts[1:])]
+            parts = [part for own in tf.split(vector, sizes) for part in (own, *rider)]
+            vector = tf.concat(parts, axis=0)
         wire = _on_the_wire(vector)
         received, _ = self._hvd.alltoall(wire, splits=splits, name=name)
         received = tf.bitcast(received, vector.dtype)
-        return tf.reshape(received, [len(level.ranks), splits[self._hvd.rank()]])
+        received = tf.reshape(received, [len(level.ranks), splits[self.rank]])
+        if weight is None:
+            return received
+        received, weights = received[:, :-more], received[:, -more:]
+        weights = tf.bitcast(weights, weight.dtype) if more > 1 else weights[:, 0]
+        return received, weights
 
     def from_owners(self, part, bounds, name):
         """Joins the parts of all ranks, in the order of parts.
@@ -201,6 +234,9 @@ class HorovodCommunicator(Communicator):
         sizes = np.diff(bounds)
         by_rank = tf.split(joined, [sizes[owners.index(rank)] for rank in sorted(owners)])
         return tf.concat([by_rank[rank] for rank in owners], axis=0)
+
+    def _place(self):
+        return self.rank
 
     def peers(self, share):
         """See `Peers`; all ranks must call it at one point. `None` until they can."""
@@ -231,6 +267,14 @@ class HorovodCommunicator(Communicator):
         for index, variable in enumerate(variables):
             value = tf.convert_to_tensor(variable)
             variable.assign(broadcast(value, root, f"gsnr.broadcast.{index}"))
+
+
+def _check_together():
+    if not together():
+        raise RuntimeError(
+            "This job is elastic, and its ranks have not met: each would train on "
+            "its own. Train inside a function under @gsnr_tf.elastic_run."
+        )
 
 
 def broadcast(tensor, root, name):

@@ -55,3 +55,6 @@ class StrategyCommunicator(Communicator):
         if tf.distribute.in_cross_replica_context():
             return self._strategy.experimental_local_results(value)[0]
         return value
+
+    def _place(self):
+        return tf.distribute.get_replica_context().replica_id_in_sync_group

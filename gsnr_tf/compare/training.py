@@ -112,6 +112,7 @@ class Trainer:
         optimizer = self._model.optimizer
         for variable, value in zip(optimizer.whole_state(), self._fresh_state, strict=True):
             variable.assign(value)
+        optimizer.reset_window()
         self._peak.assign(learning_rate)
 
     def _rows(self, seed, update):

@@ -9,6 +9,7 @@ import tensorflow as tf
 from gsnr_tf import callbacks as keras_callbacks
 from gsnr_tf import comm
 from gsnr_tf.callbacks.statistics import average_statistics
+from gsnr_tf.callbacks.skipped import StatisticsGuard
 from gsnr_tf.engine import agreement
 from gsnr_tf.engine.build import build_optimizer
 from gsnr_tf.engine.data import (
@@ -100,6 +101,7 @@ class Engine:
         self._broadcast = keras_callbacks.BroadcastGlobalVariablesCallback()
         self._broadcast.set_model(model)
         self._broadcast.on_train_begin()
+        self._guard = StatisticsGuard(model)
         self._data = None
         if training_data is not None:
             self._data = self._examples(training_data)
@@ -189,11 +191,13 @@ class Engine:
         """
         parts = self._next_parts() if batch is None else take_apart(batch, self._batch)
         losses = []
+        self._guard.keep()
         for part in parts:
             self._progress.begin()
             logs = self.model.train_on_batch(*part, return_dict=True)
             self._progress.end()
             losses.append(logs["loss"])
+        self._guard.undo_if_skipped()
         loss = self._mean_over_ranks(np.mean(losses))
         specs = specs_of(parts[0], self._batch) if self._progress.profiles else None
         self._updates.advance()
@@ -286,6 +290,11 @@ class Engine:
     def skipped_steps(self):
         """Updates that all ranks skipped, since the gradient was not finite."""
         return int(self._inner.skipped_steps)
+
+    @property
+    def consecutive_skips(self):
+        """Updates skipped since the last that was made."""
+        return int(self._inner.consecutive_skips)
 
     @property
     def loss_scale(self):

@@ -108,9 +108,11 @@ class Progress:
 
 def _line(engine, loss, since, examples_before):
     speed = (engine.global_samples - examples_before) / (time.perf_counter() - since)
+    in_a_row = engine.consecutive_skips
     told = {
         "step": engine.global_steps,
         "skipped": engine.skipped_steps,
+        **({"in a row": in_a_row} if in_a_row else {}),
         "lr": f"{engine.get_lr()[0]:.4g}",
         "batch": engine.train_batch_size(),
         "loss": f"{loss:.4f}",

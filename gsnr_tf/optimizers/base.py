@@ -1,19 +1,26 @@
 """The order of a step, in one place.
 
-    accumulate → reduce → agree on finiteness → clip → (multiplier →) rule → EMA
+    accumulate → agree (once) → reduce → finite? → clip → (multiplier →) rule → EMA
 
 Keras has the same stations in another order: it clips before it reduces and drops
 a non-finite step before it has heard of the other workers. Both are wrong as soon
 as there is a second worker.
 """
 
+import concurrent.futures
 import functools
+import types
 
 import keras
 import tensorflow as tf
 
 from gsnr_tf import comm
-from gsnr_tf.optimizers.state import WholeState
+from gsnr_tf.comm import native
+from gsnr_tf.optimizers import consensus, loss_weight
+from gsnr_tf.optimizers.exclusions import path_of
+from gsnr_tf.optimizers.header import UpdateHeader
+from gsnr_tf.optimizers.skips import Skips
+from gsnr_tf.optimizers.state import Unsaved, WholeState
 from gsnr_tf.optimizers.window import Window
 from gsnr_tf.sharding.layout import BUCKET_BYTES, Layout
 from gsnr_tf.stats import Moments
@@ -28,6 +35,9 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
 
     communicator = "auto"
     bucket_bytes = BUCKET_BYTES
+    # Updates in a row that may be skipped, since the gradient is not finite, before
+    # training stops with an error; `None`: any number.
+    max_consecutive_skips = 10
     # Whether the rule asks how far the samples differ; costs a second reduction.
     _needs_variance = False
     # Whether the micro-batches of a worker are samples of their own.
@@ -37,15 +47,27 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
     # The number of micro-batches in a window, where it may change; see `vary_window`.
     _varies = False
     _window_size = None
+    # The workers, once they have met; see `connect`.
+    _comm = None
+    _header = None
+    # Of an optimizer around this one that scales the loss: its config, as a string, and a
+    # function that tells whether its scale may still fall.
+    _scaled_by = ""
+    _scale_may_fall = None
 
     def build(self, variables):
-        """Creates the state of the step and shares the weights of worker 0.
+        """Creates the state of the step. Asks nothing of other workers: Keras builds
+        alone, to load a model for example, in any process.
 
         Args:
             variables: List of the model's trainable variables.
+
+        Raises:
+            ValueError: A variable cannot be trained by this optimizer.
         """
         if self.built:
             return
+        _check_trainable(variables)
         overwritten = [v for v in variables if self._overwrite_variable_with_gradient(v)]
         if overwritten and self.gradient_accumulation_steps:
             raise ValueError(
@@ -54,9 +76,9 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
                 f"{self.gradient_accumulation_steps} and {overwritten[0].path}. Leave "
                 "gradient_accumulation_steps out."
             )
-        self._comm = comm.choose(self.communicator, self._distribution_strategy)
-        self.check_workers()
         self._layout = Layout(variables, self.bucket_bytes)
+        if not self._meets_ranks():
+            self._choose_workers()
         # Keras' accumulators hold a sum and are mirrored; see `Window`.
         steps, self.gradient_accumulation_steps = self.gradient_accumulation_steps, None
         try:
@@ -75,27 +97,105 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
                 name="accumulation_steps",
             )
         if steps or self._varies:
-            self._window = Window(self._layout, self._keeps_spread)
-            self._track_variable(self._window.weight)
-            # An attribute of its own, for tf.train.Checkpoint to find.
-            self._accumulated = self._window.views
-        self._comm.broadcast(self._trainable_variables)
+            self._make_window()
         # The GSNR family has it in its state.
-        self._signal = _Unsaved(self._layout.dtype, self._distribution_strategy)
+        nan = float("nan")
+        self._signal = Unsaved(nan, self._layout.dtype, self._distribution_strategy)
+        self._skips = Skips(self._distribution_strategy)
 
-    def join(self):
-        """Goes on with the workers there are now, in a job where they come and go.
+    def _make_window(self):
+        self._window = Window(self._layout)
+        if self._keeps_spread:
+            self._window.keep_spread()
+        self._track_variable(self._window.weight)
+        # An attribute of its own, for tf.train.Checkpoint to find.
+        self._accumulated = self._window.views
 
-        State stays, but for slices of it: these are dealt anew, and empty.
-        """
+    def _meets_ranks(self):
+        """Whether the workers are ranks, of which nothing is known before they meet."""
+        return comm.expects_ranks(self.communicator, self._distribution_strategy)
+
+    def _choose_workers(self):
         self._comm = comm.choose(self.communicator, self._distribution_strategy)
-        self.check_workers()
 
-    def meet(self):
-        """To be called after `build` or `join`, once all workers are there."""
+    # ---- the workers -------------------------------------------------------------
+
+    @tf.autograph.experimental.do_not_convert
+    def connect(self, root=0):
+        """Meets the other workers: the first training step does this by itself.
+
+        Ranks compare what they must have alike, and all get the weights of rank `root`,
+        and its state if it has loaded any. All ranks must call it at one point. Further
+        calls do nothing, until `disconnect`.
+
+        Args:
+            root: Int, the rank.
+
+        Raises:
+            RanksDiffer: On all ranks: arguments, variables or their order differ.
+            ValueError: The workers there are cannot do with this optimizer, or it is
+                not built.
+        """
+        if self._connected:
+            return
+        if not self.built:
+            raise ValueError(f"{self.name} is not built: call `build` before `connect`.")
+        if self._meets_ranks():
+            # Asked here: Keras has the policy of a thread.
+            policy = keras.config.dtype_policy().name
+            _outside_of_traces(self._meet_ranks, policy, root)
+            self._comm.broadcast(self._trainable_variables, root)
+        else:
+            self.check_workers()
+        self._connected = True
+
+    def _meet_ranks(self, policy, root):
+        self._choose_workers()
+        if self._comm.workers > 1:
+            facts = {
+                "dtype policy": policy,
+                "a window that varies": self._varies,
+                "loss scaling": self._scaled_by,
+            }
+            facts = consensus.facts(self, self._trainable_variables, facts)
+            number, by_rank = self._comm.introduce(facts)
+            consensus.check(by_rank)
+            # Names of collectives, which Keras' own, counted in each process, cannot be.
+            self._collective = f"gsnr.{number}"
+            self._header = UpdateHeader(
+                self._comm, self._trainable_variables, self._layout.dtype
+            )
+        self.check_workers()
+        self._place_state(root)
+
+    def disconnect(self):
+        """Parts from the workers, in a job where they come and go. State stays, but for
+        what other ranks hold of it."""
+        if self._meets_ranks():
+            self._comm = self._header = None
+        self._connected = False
+
+    _connected = False
+    _collective = "gsnr"
+
+    @property
+    def connected(self):
+        """Whether the workers have met."""
+        return self._connected
+
+    @property
+    def header(self):
+        """The `UpdateHeader` of ranks that have met, else `None`."""
+        return self._header
+
+    def _place_state(self, root):
+        """Gives each rank what it keeps of the state."""
 
     def check_workers(self):
         """Raises where the rule cannot do with the workers there are."""
+
+    def share_state(self, root=0):
+        """Gives all ranks the state of one: of this class, all state is in variables."""
 
     # ---- the window of accumulation ---------------------------------------------
 
@@ -159,13 +259,45 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         return calls // tf.cast(self.accumulation_steps, calls.dtype)
 
     def whole_state(self):
-        return [*self.variables, *self._accumulated]
+        window = self._window.weight if self._accumulated else None
+        return [variable for variable in self._all_state() if variable is not window]
+
+    def _all_state(self):
+        """State as `self.variables` has it: the weight of the window is among it."""
+        return self.variables
+
+    def window_state(self):
+        return [self._window.weight, *self._accumulated] if self._accumulated else []
+
+    def reset_window(self):
+        """Forgets what was accumulated since the last update: a window begins anew."""
+        if not self._accumulated:
+            return
+        self._window.restart()
+        calls, steps = int(self._iterations), int(self.accumulation_steps)
+        self._iterations.assign(calls // steps * steps)
+
+    def _count_of_calls(self):
+        return self._iterations
+
+    def _alone(self):
+        return self._comm is not None and self._comm.workers == 1
+
+    @property
+    def at_window_start(self):
+        """Whether nothing is accumulated: an update was the last thing done."""
+        return int(self._iterations) % int(self.accumulation_steps) == 0
 
     @property
     def skipped_steps(self):
         """Scalar int64 tensor: updates that all workers dropped together because
         the reduced gradient was not finite."""
         return tf.convert_to_tensor(self._skipped)
+
+    @property
+    def consecutive_skips(self):
+        """Scalar int64 tensor: updates skipped since the last that was made."""
+        return tf.convert_to_tensor(self._skips.in_a_row)
 
     @property
     def gradient_norm(self):
@@ -180,8 +312,9 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         Args:
             grads_and_vars: Pairs of gradient (tensor, `tf.IndexedSlices` or `None`)
                 and variable. Gradients are means over this worker's examples.
-            examples: Scalar, over how many examples. Give it at every call or at
-                none; without it all workers and micro-batches weigh the same.
+            examples: Scalar, over how many examples: what the loss was divided by.
+                Left out, it is what Keras' losses in the same train step were divided by
+                (see `loss_weight`), and if there were none all weigh the same.
 
         Returns:
             The number of calls that count so far, as in Keras.
@@ -198,41 +331,56 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         finally:
             self._examples = None
 
+    def _filter_empty_gradients(self, grads, variables):
+        # Keras goes on without variables that have no gradient. But another rank may
+        # have one, so all go on here.
+        kept = super()._filter_empty_gradients(grads, variables)
+        self.connect()
+        return kept if self._header is None else (grads, variables)
+
     def _backend_apply_gradients(self, grads, trainable_variables):
         given = [None] * len(self._trainable_variables)
         for gradient, variable in zip(grads, trainable_variables):
             given[self._get_variable_index(variable)] = gradient
-        with_gradient = [i for i, gradient in enumerate(given) if gradient is not None]
-        sample = self._layout.pack([_dense(gradient) for gradient in given])
-        if self._comm.gradient_scale != 1:
-            scale = tf.cast(self._comm.gradient_scale, self._layout.dtype)
+        has_gradient = [gradient is not None for gradient in given]
+        dense = [_dense(g, v) for g, v in zip(given, self._trainable_variables)]
+        sample = self._layout.pack(dense)
+        scale, weight = self._scale_and_weight()
+        if scale != 1:
+            scale = tf.cast(scale, self._layout.dtype)
             sample = [vector * scale for vector in sample]
-        weight = None
-        if self._examples is not None:
-            weight = tf.cast(self._examples, self._layout.dtype)
+        if weight is not None:
+            weight = tf.cast(weight, self._layout.dtype)
             # The mean over no examples is NaN; it weighs nothing.
             sample = [tf.where(weight > 0, v, tf.zeros_like(v)) for v in sample]
-        step = functools.partial(self._step, with_gradient)
+        step = functools.partial(self._step, has_gradient)
         self._comm.run(step, sample, weight)
 
-    def _step(self, with_gradient, sample, weight):
+    def _scale_and_weight(self):
+        """What gradients are multiplied by to be means over this worker's examples, and
+        over how many, a scalar tensor; `None`: all weigh the same."""
+        scale = self._comm.gradient_scale
+        if self._examples is not None:
+            return scale, self._examples
+        seen = loss_weight.of_this_step()
+        if seen.adds_up:
+            # A sum is not divided by the number of replicas, and ranks' sums add up.
+            return float(self._comm.workers), None
+        return scale, seen.examples
+
+    def _step(self, has_gradient, sample, weight):
         """One call's step, where collectives may be issued."""
+        weighted = weight is not None
         if not self.gradient_accumulation_steps and self._window_size is None:
             moments = self._comm.each(self._first_sample, sample, weight)
-            self._finish(with_gradient, moments, None if weight is not None else 1.0)
+            self._finish(has_gradient, moments, weighted)
             return
         moments = self._comm.each(self._with_sample, sample, weight)
         steps = self.accumulation_steps
 
         def finish():
-            equal_weight = None
-            if weight is None:
-                fixed = self._window_size is None
-                equal_weight = (
-                    float(steps) if fixed else tf.cast(steps, self._layout.dtype)
-                )
             self._comm.each(self._window.restart)
-            self._finish(with_gradient, moments, equal_weight)
+            self._finish(has_gradient, moments, weighted)
             return True
 
         def wait():
@@ -257,17 +405,29 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
     def _with_sample(self, sample, weight):
         return self._window.with_sample(sample, self._weight_of(weight))
 
-    def _finish(self, with_gradient, moments, equal_weight):
+    def _finish(self, has_gradient, moments, weighted):
         """Reduces the samples of a window and updates, if all is finite."""
-        finite, reduced = self._reduce(moments, equal_weight)
+        riders, active = None, has_gradient
+        if self._header is not None:
+            counters = self._iterations, self._changes()
+            riders = self._header.riders(has_gradient, self.learning_rate, *counters)
+        finite, reduced, riders = self._reduce(moments, weighted, riders)
+        if self._header is not None:
+            told = self._header.read(riders)
+            # What is a fact here is one for all; what is not may be one elsewhere.
+            active = [h or told.having[i] > 0 for i, h in enumerate(has_gradient)]
+            with tf.control_dependencies([self._header.check(told)]):
+                finite = tf.identity(finite)
 
         def update():
-            self._update(with_gradient, reduced)
+            self._update(active, reduced)
             if self.use_ema:
                 self._update_averages()
+            self._skips.none(self._comm)
             return True
 
         def skip():
+            self._skips.one_more(self, moments)
             # The window's calls do not count: `iterations` is the number of updates.
             calls = tf.cast(self.accumulation_steps, self._iterations.dtype)
             self._comm.update(self._iterations, lambda v: v.assign_sub(calls))
@@ -278,30 +438,79 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         with tf.control_dependencies([done]):
             self._end_update()
 
+    def check_skips(self):
+        """Raises, between steps, where too many updates in a row were skipped."""
+        self._skips.check(self.max_consecutive_skips)
+
+    def is_scaled_by(self, optimizer):
+        """Takes note of an optimizer around this one that scales the loss.
+
+        Args:
+            optimizer: Has `get_config()`, and `may_fall()`, whether its scale may still be
+                lowered: as long as it may, skipped updates are no reason to stop.
+        """
+        config = {k: v for k, v in optimizer.get_config().items() if k != "name"}
+        config.pop("inner_optimizer", None)
+        self._scaled_by = repr(config)
+        self._scale_may_fall = optimizer.may_fall
+
+    def _skip_is_expected(self):
+        """Whether skipping is part of the search for a loss scale, a scalar boolean."""
+        return tf.constant(False) if self._scale_may_fall is None else self._scale_may_fall()
+
+    def _changes(self):
+        """Scalar int64, how often this rank's state has changed."""
+        return tf.zeros([], tf.int64)
+
     def _end_update(self):
         """Called when an update has been made or skipped."""
 
-    def _reduce(self, moments, equal_weight):
+    def _reduce(self, moments, weighted, riders):
         """Whether the mean of all samples is finite; lists of mean and variance, and
-        the squared norm of the mean."""
-        means, variances = self._comm.reduce_moments(
-            moments, f"gsnr.{self.name}", equal_weight, self._needs_variance
+        the squared norm of the mean; the sum of all ranks' riders."""
+        means, variances, riders = self._comm.reduce_moments(
+            moments,
+            self._collective,
+            carrier=self._layout.carrier,
+            # Ranks trace for themselves, and one may know what others do not.
+            weighted=weighted or self._header is not None,
+            with_variance=self._needs_variance,
+            riders=riders,
         )
         square = self._comm.each(_sq_norm, means)
         # A norm that overflows counts as not finite: nothing could be clipped by it.
         # The reduced mean is the same on all workers, and so is what it says.
         finite = self._comm.agreed(self._comm.each(tf.math.is_finite, square))
-        return finite, (means, variances, square)
+        return finite, (means, variances, square), riders
 
-    def _update(self, with_gradient, reduced):
-        """Clips, then updates each variable by the rule: here Keras' own."""
+    def _update(self, active, reduced):
+        """Clips, then updates each variable by the rule: here Keras' own.
+
+        Args:
+            active: For each variable whether it has a gradient, a boolean, or a tensor
+                where only other ranks know.
+            reduced: What `_reduce` gives.
+        """
         means, _, square = reduced
-        self._comm.update(self._signal, lambda v, x: v.assign(x), square)
+        self._comm.update(self._signal.value, lambda v, x: v.assign(x), square)
         clipped = self._comm.each(self._clipped, means)
-        gradients = [clipped[index] for index in with_gradient]
-        variables = [self._trainable_variables[index] for index in with_gradient]
+        chosen = [index for index, has in enumerate(active) if has is not False]
+        gradients = [clipped[index] for index in chosen]
+        variables = [self._trainable_variables[index] for index in chosen]
+        # Not a dict: Keras would track it.
+        self._active = types.SimpleNamespace(
+            of={id(native(v)): active[i] for v, i in zip(variables, chosen)}
+        )
         self._apply_weight_decay(variables)
         self._backend_update_step(gradients, variables, self.learning_rate)
+
+    def _when_active(self, fn, variable, *values):
+        """Calls `fn(variable, *values)`, at run time only if it has a gradient."""
+        active = self._active.of.get(id(variable), True)
+        if active is True:
+            fn(variable, *values)
+        else:
+            _only_if(active, functools.partial(fn, variable, *values))
 
     def _apply_weight_decay(self, variables):
         """Keras' decay, to the bit; Muon has one of its own before this one."""
@@ -315,14 +524,16 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
                 variable.assign_sub(variable * amount * rate)
 
         for variable in variables:
-            self._comm.update(variable, decay)
+            self._comm.update(variable, functools.partial(self._when_active, decay))
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         """Where Keras would sum over replicas; Nadam counts its steps before this."""
         rate = tf.convert_to_tensor(learning_rate)
+        step = functools.partial(self._keras_rule, rate)
         for gradient, variable in zip(grads, trainable_variables):
-            step = functools.partial(self._keras_rule, rate)
-            self._comm.update(variable, step, gradient)
+            self._comm.update(
+                variable, functools.partial(self._when_active, step), gradient
+            )
 
     def _clipped(self, means):
         return self._clip_gradients(self._layout.unpack(means))
@@ -350,33 +561,49 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
                 self._comm.update(variable, functools.partial(follow, average))
 
 
+def _outside_of_traces(fn, *args):
+    """Calls `fn(*args)` eagerly, though a train step be traced.
+
+    In a thread of its own, since tf.function notices variables that are made while it
+    traces, also within `tf.init_scope`, and would trace the step once more.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        return executor.submit(fn, *args).result()
+
+
 def _after(value, tensors):
     """The value as a tensor that is there once `tensors` are."""
     with tf.control_dependencies(tensors):
         return tf.identity(value)
 
 
-def _dense(gradient):
+def _only_if(condition, fn):
+    def call():
+        fn()
+        return True
+
+    tf.cond(condition, call, lambda: False)
+
+
+def _check_trainable(variables):
+    for variable in variables:
+        dtype = tf.as_dtype(variable.dtype)
+        if not dtype.is_floating:
+            raise ValueError(
+                f"{path_of(variable)} has the dtype {dtype.name}, and only floating-point "
+                "variables can be trained. A complex weight can be held as two real "
+                "variables, or as one with an axis of two."
+            )
+
+
+def _dense(gradient, variable):
     """Sums the rows of `IndexedSlices` that name the same index."""
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
     return tf.math.unsorted_segment_sum(
-        gradient.values, gradient.indices, gradient.dense_shape[0]
+        gradient.values, gradient.indices, variable.shape[0]
     )
 
 
 def _sq_norm(means):
     return sum(tf.reduce_sum(tf.square(mean)) for mean in means)
-
-
-class _Unsaved:
-    """A scalar variable that no checkpoint has, Keras' or TensorFlow's.
-
-    They find variables, and what holds them, among an optimizer's attributes.
-    """
-
-    def __init__(self, dtype, strategy):
-        first = tf.VariableAggregation.ONLY_FIRST_REPLICA
-        with tf.init_scope(), strategy.scope():
-            nothing = tf.constant(float("nan"), dtype)
-            self.value = tf.Variable(nothing, trainable=False, aggregation=first)

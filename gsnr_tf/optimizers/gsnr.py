@@ -15,7 +15,7 @@ from gsnr_tf.optimizers.exclusions import (
     path_of,
     selected,
 )
-from gsnr_tf.sharding import BUCKET_BYTES, Slices, Whole
+from gsnr_tf.sharding import BUCKET_BYTES, Slices, Slots, Whole
 from gsnr_tf.sharding.watch import Watch
 from gsnr_tf.stats import ESTIMATORS, SOUND_SAMPLES
 
@@ -74,9 +74,14 @@ COMMON_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). D
             gradient of all workers, and that each accumulated micro-batch is a
             sample of its own. The moving average follows updates, not micro-batches.
 
+        max_consecutive_skips: Int or `None`. Training ends with an error once so many
+            updates in a row were skipped because the gradient was not finite. Defaults to
+            10. Skips by which a loss scale is found do not count.
+
     Raises:
-        ValueError: At construction for arguments out of range; at build where only
-            one sample an update would be left (one worker and no accumulation)."""
+        ValueError: At construction for arguments out of range; at the first training
+            step where only one sample an update would be left (one worker and no
+            accumulation)."""
 
 
 class GSNROptimizer(DistributedStep):
@@ -108,6 +113,7 @@ class GSNROptimizer(DistributedStep):
         sharding="auto",
         bucket_bytes=BUCKET_BYTES,
         communication_dtype="float32",
+        max_consecutive_skips=10,
         **keras_arguments,
     ):
         super().__init__(learning_rate, **keras_arguments)
@@ -129,6 +135,12 @@ class GSNROptimizer(DistributedStep):
         )
         if bucket_bytes < 1:
             raise ValueError(f"bucket_bytes must be positive. Received: {bucket_bytes}")
+        if max_consecutive_skips is not None and max_consecutive_skips < 1:
+            raise ValueError(
+                "max_consecutive_skips must be at least 1, or None. "
+                f"Received: {max_consecutive_skips}"
+            )
+        self.max_consecutive_skips = max_consecutive_skips
         self.gamma = gamma
         self.ceiling = ceiling
         self.estimator = estimator
@@ -162,25 +174,60 @@ class GSNROptimizer(DistributedStep):
         super().build(variables)
         self.choose_variables(variables)
         self._first_slot = len(self._variables)
-        kind = Slices if self._shares_slices() else Whole
-        self._parts = kind(self, self._comm, self._layout)
-        self._slots = self._parts.slots
-        if self._watch_every:
-            self.watch(self._watch_every)
+        if self._meets_ranks() and self.sharding != "none":
+            self._shared_slots = Slots(self.slots, self._layout)
+            self._slots = self._shared_slots.views
+        else:
+            self._slots = {
+                slot: [self.add_slot(v, slot) for v in self._trainable_variables]
+                for slot in self.slots
+            }
         self._signal, self._noise = [
             self.add_variable((), aggregation="only_first_replica", name=name)
             for name in ("gradient_sq_norm", "gradient_variance")
         ]
+        if not self._meets_ranks():
+            self._parts = Whole(self, self._comm, self._layout, self._slots)
+            self._start_watch()
 
-    def join(self):
-        super().join()
-        self._parts = self._parts.joined_by(self._comm)
-        self._slots = self._parts.slots
+    # Who holds what state; known once the workers have met.
+    _parts = None
+    # The slots that ranks share out among them, if they do.
+    _shared_slots = None
+
+    def _choose_workers(self):
+        super()._choose_workers()
+        self._choose_sample()
+
+    def _place_state(self, root):
+        if self._keeps_spread:
+            self._window.keep_spread()
+            self._accumulated = self._window.views
+        if self._shares_slices():
+            self._parts = Slices(self, self._comm, self._layout, self._collective)
+        else:
+            slots = self._slots if self._shared_slots is None else self._whole_slots()
+            self._parts = Whole(self, self._comm, self._layout, slots)
+        if self._shared_slots is not None:
+            self._shared_slots.place(self._parts, self._comm, root)
+        self._start_watch()
+
+    def _whole_slots(self):
+        """Slots of ranks that could share them out, and had better not."""
+        return {
+            slot: [tf.Variable(view.numpy(), trainable=False) for view in views]
+            for slot, views in self._slots.items()
+        }
+
+    def disconnect(self):
+        super().disconnect()
+        if self._shared_slots is not None:
+            self._shared_slots.held_by(None)
+            self._parts = None
+
+    def _start_watch(self):
         if self._watch_every:
-            self.watch(self._watch_every)
-
-    def meet(self):
-        self._parts.meet()
+            self._parts.watch = Watch(self, self._comm, self._layout, self._watch_every)
 
     def choose_variables(self, variables):
         """Finds out, by their paths, what applies to which variable."""
@@ -193,15 +240,8 @@ class GSNROptimizer(DistributedStep):
         ]
 
     def check_workers(self):
-        """Decides what a sample is; raises where they are too few."""
+        """Raises where the samples of an update are too few."""
         workers, steps = self._comm.workers, self.gradient_accumulation_steps or 1
-        if not self.built:
-            hosts = self._comm.hosts if self._shares_slices() else 1
-            self._one_is = self._choose_sample(hosts)
-            if by_host_pays(hosts, workers // hosts, not self.compares_ranks):
-                self._comm.go_by_host()
-            by_batch = self._one_is == "micro_batch"
-            self._keeps_spread = (steps > 1 or self._varies) and by_batch
         received = f"{workers} worker(s) and gradient_accumulation_steps={steps}"
         if self.sample != "auto":
             received += f" with sample='{self.sample}'"
@@ -226,7 +266,17 @@ class GSNROptimizer(DistributedStep):
                 stacklevel=2,
             )
 
-    def _choose_sample(self, hosts):
+    def _choose_sample(self):
+        """Decides what a sample is, for the workers there are."""
+        workers, steps = self._comm.workers, self.gradient_accumulation_steps or 1
+        hosts = self._comm.hosts if self._shares_slices() else 1
+        self._one_is = self._sample_of(hosts)
+        if by_host_pays(hosts, workers // hosts, not self.compares_ranks):
+            self._comm.go_by_host()
+        by_batch = self._one_is == "micro_batch"
+        self._keeps_spread = (steps > 1 or self._varies) and by_batch
+
+    def _sample_of(self, hosts):
         """One of `_SAMPLES`, where slices could go by so many hosts."""
         if self.sample == "host" and hosts == 1:
             raise ValueError(
@@ -277,21 +327,24 @@ class GSNROptimizer(DistributedStep):
 
     # ---- the update -----------------------------------------------------------
 
-    def _reduce(self, moments, equal_weight):
-        return self._parts.reduce(moments, equal_weight)
+    def _reduce(self, moments, weighted, riders):
+        return self._parts.reduce(moments, weighted, riders)
 
-    def reduce_whole(self, moments, equal_weight):
+    def reduce_whole(self, moments, weighted, riders):
         """The reduction of `DistributedStep`, for all parameters at once."""
-        finite, (means, variances, _) = super()._reduce(moments, equal_weight)
-        return finite, (means, variances)
+        finite, reduced, riders = super()._reduce(moments, weighted, riders)
+        return finite, reduced[:2], riders
+
+    def _changes(self):
+        return tf.cast(self._parts.count, tf.int64)
 
     def _end_update(self):
         self._parts.end_update()
 
-    def _update(self, with_gradient, reduced):
+    def _update(self, active, reduced):
         rate = tf.cast(self.learning_rate, self._layout.dtype)
         t = tf.cast(self.iterations + 1, self._layout.dtype)
-        totals = self._parts.update(with_gradient, reduced, rate, t)
+        totals = self._parts.update(active, reduced, rate, t)
         for variable, total in zip((self._signal, self._noise), totals):
             self._comm.update(variable, lambda v, x: v.assign(tf.cast(x, v.dtype)), total)
 
@@ -323,17 +376,28 @@ class GSNROptimizer(DistributedStep):
 
     @property
     def state_bytes(self):
-        """Bytes of state that the rule keeps on this worker."""
+        """Bytes of state that the rule keeps on this worker, once the workers have met."""
+        self._check_met()
         return self._parts.state_bytes()
 
     @property
     def workers(self):
-        """Int, how many workers bring gradients; of a built optimizer."""
+        """Int, how many workers bring gradients, once they have met."""
+        self._check_met()
         return self._comm.workers
+
+    def _check_met(self):
+        if self._comm is None:
+            raise ValueError(
+                f"{self.name} knows nothing yet of other ranks. They meet at the first "
+                "training step, or before it where all ranks call `optimizer.connect()`."
+            )
 
     @property
     def samples(self):
-        """Samples of an update, k: an int, or a tensor as `accumulation_steps`."""
+        """Samples of an update, k: an int, or a tensor as `accumulation_steps`; known
+        once the workers have met."""
+        self._check_met()
         if self._one_is == "host":
             return self._comm.route.hosts
         by_batch = self._one_is == "micro_batch"
@@ -356,12 +420,12 @@ class GSNROptimizer(DistributedStep):
         if every < 1:
             raise ValueError(f"every must be at least 1. Received: every={every}")
         self._watch_every = every
-        if self.built:
-            self._parts.watch = Watch(self, self._comm, self._layout, every)
+        if self._parts is not None:
+            self._start_watch()
 
     def watched_update(self):
         """Int, the number of the last update on record; 0 before the first."""
-        watch = self._parts.watch if self.built else None
+        watch = self._parts.watch if self._parts is not None else None
         return watch.update if watch else 0
 
     def watched(self):
@@ -370,8 +434,7 @@ class GSNROptimizer(DistributedStep):
 
     def sharding_report(self):
         """Who owns what, and what it costs: a string for people, one line a worker."""
-        if not self.built:
-            raise ValueError("The optimizer is not built: build it, or train a step.")
+        self._check_met()
         return self._parts.report()
 
     def share_state(self, root=0):
@@ -383,7 +446,9 @@ class GSNROptimizer(DistributedStep):
         Raises:
             ValueError: On all ranks; `root` has not loaded all of them either.
         """
-        self._parts.share(root)
+        self.connect(root)
+        if self._shared_slots is not None:
+            self._shared_slots.share(self._comm, root)
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         """Keras' way to exclude variables, besides those of the constructor's list.
@@ -404,12 +469,11 @@ class GSNROptimizer(DistributedStep):
         patterns = checked_patterns("var_names", var_names) or []
         self._also_not_decayed = [*self._also_not_decayed, *exact, *patterns]
 
-    def whole_state(self):
-        """All state, variable by variable: the same for any number of ranks."""
-        if not self.built or isinstance(self._parts, Whole):
-            return super().whole_state()
+    def _all_state(self):
+        if not self.built or self._shared_slots is None:
+            return super()._all_state()
         views = [view for views in self._slots.values() for view in views]
-        state = super().whole_state()
+        state = super()._all_state()
         return [*state[: self._first_slot], *views, *state[self._first_slot :]]
 
     def get_config(self):
@@ -425,6 +489,7 @@ class GSNROptimizer(DistributedStep):
             "sharding": self.sharding,
             "bucket_bytes": self.bucket_bytes,
             "communication_dtype": self.communication_dtype,
+            "max_consecutive_skips": self.max_consecutive_skips,
         }
 
 

@@ -14,32 +14,39 @@ class Window:
 
     Args:
         layout: The `Layout`.
-        with_spread: Whether to keep how far the micro-batches differ.
     """
 
-    def __init__(self, layout, with_spread):
+    def __init__(self, layout):
         self._layout = layout
-        self._with_spread = with_spread
-        sizes = [bucket.size for bucket in layout.buckets]
         self._weight = self._accumulator("weight", ())
-        self._means = [self._accumulator("mean", (size,)) for size in sizes]
-        self._spreads = [
-            self._accumulator("spread", (size,)) if with_spread else None for size in sizes
-        ]
-        vectors = [self._means, self._spreads] if with_spread else [self._means]
-        self.views = [
-            _View(layout, of, index) for of in vectors for index in range(len(layout.places))
+        self._means = [self._accumulator("mean", (b.size,)) for b in layout.buckets]
+        self._spreads = [None] * len(layout.buckets)
+        self.views = self._views_of(self._means)
+
+    def keep_spread(self):
+        """Keeps how far the micro-batches differ as well; to be called before any came."""
+        if self._spreads[0] is None:
+            self._spreads = [
+                self._accumulator("spread", (b.size,)) for b in self._layout.buckets
+            ]
+            self.views = [*self.views, *self._views_of(self._spreads)]
+
+    def _views_of(self, vectors):
+        return [
+            _View(self._layout, vectors, index) for index in range(len(self._layout.places))
         ]
 
     def _accumulator(self, name, shape):
-        return keras.Variable(
-            tf.zeros(shape, self._layout.dtype),
-            dtype=self._layout.dtype.name,
-            trainable=False,
-            synchronization="on_read",
-            aggregation="mean",
-            name=f"accumulated_{name}",
-        )
+        # Workers meet while the first train step is traced.
+        with tf.init_scope():
+            return keras.Variable(
+                tf.zeros(shape, self._layout.dtype),
+                dtype=self._layout.dtype.name,
+                trainable=False,
+                synchronization="on_read",
+                aggregation="mean",
+                name=f"accumulated_{name}",
+            )
 
     @property
     def weight(self):
@@ -73,7 +80,7 @@ class Window:
 
     def restart(self):
         """Forgets all samples."""
-        spreads = self._spreads if self._with_spread else []
+        spreads = [spread for spread in self._spreads if spread is not None]
         for variable in [self._weight, *self._means, *spreads]:
             variable.value.assign(tf.zeros(variable.shape, self._layout.dtype))
 

@@ -158,8 +158,7 @@ class ElasticState:
         been committed yet, as at the start, the present state is.
         """
         # No collectives here: late ranks build, others do not.
-        if self._optimizer.built:
-            self._optimizer.join()
+        self._optimizer.disconnect()
         self.model.optimizer.build(self.model.trainable_variables)
         # Compiled for the ranks that there were.
         self.model.train_function = None
@@ -171,7 +170,6 @@ class ElasticState:
             return
         comm.horovod.set_together(True)
         with elastic.failures():
-            self._optimizer.meet()
             self._take_from_first()
 
     def _take_from_first(self):
@@ -184,8 +182,10 @@ class ElasticState:
         self._take(position, elastic.from_first(values))
 
     def _take(self, position, values):
-        for variable, value in zip(self._state(), values):
+        for variable, value in zip(self._state(), values, strict=True):
             variable.assign(value)
+        # Commits are made between updates.
+        self._optimizer.reset_window()
         self.epoch, self.batch = position
         self._saved = position, values
 
@@ -213,9 +213,7 @@ class _Progress(keras.callbacks.Callback):
             state.commit()
 
     def _at_end_of_window(self):
-        optimizer = self._elastic._optimizer
-        steps = optimizer.gradient_accumulation_steps or 1
-        return int(optimizer._iterations) % steps == 0
+        return self._elastic._optimizer.at_window_start
 
     def on_epoch_end(self, epoch, logs=None):
         state = self._elastic

@@ -49,6 +49,7 @@ class LossScaleOptimizer(WholeState, _KerasLossScaleOptimizer):
             )
         self.hysteresis = hysteresis
         self.min_scale = min_scale
+        inner_optimizer.is_scaled_by(self)
 
     def build(self, var_list):
         if self.built:
@@ -95,9 +96,42 @@ class LossScaleOptimizer(WholeState, _KerasLossScaleOptimizer):
         inner.apply(unscaled, trainable_variables, examples=examples)
         self._rescale(inner.skipped_steps > skipped, inner.iterations > updates)
 
+    def may_fall(self):
+        """Whether the next overflow can lower the scale, a scalar boolean tensor. Below 1
+        it is no scale for gradients that are too small."""
+        floor = max(self.min_scale, 1.0)
+        return tf.convert_to_tensor(self.dynamic_scale) > floor
+
+    # ---- state: own, then the inner optimizer's -----------------------------------
+
     def whole_state(self):
-        """Own state, then the inner optimizer's, which may have to gather it."""
         return [*self._variables, *self.inner_optimizer.whole_state()]
+
+    def _all_state(self):
+        return [*self._variables, *self.inner_optimizer._all_state()]
+
+    def window_state(self):
+        return self.inner_optimizer.window_state()
+
+    def reset_window(self):
+        """See `DistributedStep.reset_window`."""
+        self.inner_optimizer.reset_window()
+
+    @property
+    def at_window_start(self):
+        """See `DistributedStep.at_window_start`."""
+        return self.inner_optimizer.at_window_start
+
+    @property
+    def accumulation_steps(self):
+        """See `DistributedStep.accumulation_steps`."""
+        return self.inner_optimizer.accumulation_steps
+
+    def _count_of_calls(self):
+        return self.inner_optimizer._count_of_calls()
+
+    def _alone(self):
+        return self.inner_optimizer._alone()
 
     def _rescale(self, skipped, updated):
         counter = self.step_counter + tf.cast(updated, self.step_counter.dtype)

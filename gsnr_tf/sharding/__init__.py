@@ -2,6 +2,7 @@
 
 from gsnr_tf.sharding.layout import BUCKET_BYTES
 from gsnr_tf.sharding.slices import Slices
+from gsnr_tf.sharding.state import Slots
 from gsnr_tf.sharding.whole import Whole
 
-__all__ = ["BUCKET_BYTES", "Slices", "Whole"]
+__all__ = ["BUCKET_BYTES", "Slices", "Slots", "Whole"]

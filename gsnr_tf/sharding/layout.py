@@ -25,6 +25,7 @@ class Layout:
     Attributes:
         dtype: float64 where any variable is float64, else float32: statistics are
             never kept in less.
+        carrier: Number of the bucket with which single numbers travel.
         buckets: List of `Bucket`. Backward yields the gradients of the last layers
             first, so these come first; where all variables are small, the buckets
             fill and leave in that order.
@@ -55,7 +56,13 @@ class Layout:
         }
         # For each variable: number of its bucket, and its place among those in there.
         self.places = [places[index] for index in range(len(variables))]
+        self.shapes = [shape for shape, _ in self._variables]
         self.size = sum(bucket.size for bucket in self.buckets)
+        # Number of the bucket with which single numbers travel, which costs a copy of it:
+        # the first that is made by copying anyway, or the smallest.
+        joined = [n for n, bucket in enumerate(self.buckets) if not bucket.alone]
+        sizes = [bucket.size for bucket in self.buckets]
+        self.carrier = joined[0] if joined else sizes.index(min(sizes))
 
     def _bucket(self, indices):
         shapes, dtypes = zip(*(self._variables[index] for index in indices))

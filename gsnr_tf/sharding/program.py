@@ -56,7 +56,7 @@ class Program:
         """Flat vectors in the shape of the part."""
         return [tf.reshape(vector, self._part.shape) for vector in vectors]
 
-    def _statistics(self, means, spreads, weights, equal_weight, number):
+    def _statistics(self, means, spreads, weights, number):
         """Mean, r, and `[variables, 4]`: Σ r, how many count, Σ mean², Σ variance.
 
         r is what the optimizer's estimator gives.
@@ -64,11 +64,11 @@ class Program:
         Args:
             means: `[groups, elements]`, the mean gradient of each worker, or host.
             spreads: The same of Σ w(g − mean)² within each of them, or `None` for 0.
-            weights: `[groups]`, or `None` where all are `equal_weight`.
+            weights: `[groups]`.
             number: How many samples there were.
         """
         dtype = self._part.bucket.dtype
-        whole = _merged(means, spreads, weights, equal_weight, dtype)
+        whole = _merged(means, spreads, weights, dtype)
         mean, variance = self.in_shape(whole.mean, whole.spread / whole.weight)
         return mean, *self._weigh(mean, variance, number)
 
@@ -91,18 +91,18 @@ class Program:
             sums: What `statistics` gives, of all slices.
             scales: `[variables]`, from clipping by norm.
             rate, t: Scalars.
-            active: Tuple of booleans, which variables have a gradient; `None`: all.
+            active: `[variables]`, which have a gradient; `None`: all.
         """
         optimizer, part = self._optimizer, self._part
-        theta = part.cut(variables)
-        _, u, moved = self._toward(part, theta, mean, r, slots, sums, scales, rate, t)
+        old = part.cut(variables)
+        _, u, moved = self._toward(part, old, mean, r, slots, sums, scales, rate, t)
         if any(self._adapts):
             self._keep(slots, moved, active)
-            return u, part.sums(theta * theta, u * u)
+            return u, part.sums(old * old, u * u)
         step = self._step(part, rate, t)
-        theta, further = optimizer.descend(theta, u, 1.0, moved, step)
+        theta, further = optimizer.descend(old, u, 1.0, moved, step)
         self._keep(slots, {**moved, **further}, active)
-        return self._sendable(theta), None
+        return self._sendable(theta, old, active), None
 
     def _toward(self, part, theta, mean, r, slots, sums, scales, rate, t):
         """Multiplier, u, and the slots after the step, of a part or what is picked."""
@@ -162,11 +162,12 @@ class Program:
         optimizer, part = self._optimizer, self._part
         phi = self._phi(norms, rate, t)
         old = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
+        before = part.cut(variables)
         theta, moved = optimizer.descend(
-            part.cut(variables), u, part.spread(phi), old, self._step(part, rate, t)
+            before, u, part.spread(phi), old, self._step(part, rate, t)
         )
         self._keep(slots, moved, active)
-        return self._sendable(theta)
+        return self._sendable(theta, before, active)
 
     def _step(self, part, rate, t):
         decays = tf.constant(self._decays, self._part.bucket.dtype)
@@ -175,15 +176,17 @@ class Program:
     def _keep(self, slots, moved, active):
         """A variable without a gradient is left alone, and so is its state."""
         for name, value in moved.items():
-            if active is not None:
-                value = tf.where(self._part.spread(tf.constant(active)), value, slots[name])
-            slots[name].assign(value)
+            slots[name].assign(self._of_active(value, slots[name], active))
 
-    def _sendable(self, theta):
+    def _of_active(self, value, old, active):
+        return value if active is None else tf.where(self._part.spread(active), value, old)
+
+    def _sendable(self, theta, old, active):
+        theta = self._of_active(theta, old, active)
         return tf.cast(tf.reshape(theta, [-1]), self._part.bucket.weights_dtype)
 
 
-def _merged(means, spreads, weights, equal_weight, dtype):
+def _merged(means, spreads, weights, dtype):
     """`Moments` of all groups, from rows."""
 
     def rows(tensor):
@@ -191,21 +194,19 @@ def _merged(means, spreads, weights, equal_weight, dtype):
             return [None] * means.shape[0]
         return tf.unstack(tf.cast(tensor, dtype))
 
-    weights = [None] * means.shape[0] if weights is None else tf.unstack(weights)
-    groups = map(Moments, weights, rows(means), rows(spreads))
-    return merged(list(groups), equal_weight)
+    return merged(list(map(Moments, tf.unstack(weights), rows(means), rows(spreads))))
 
 
 @functools.partial(tf.function, jit_compile=True, autograph=False)
-def join(means, spreads, weights, equal_weight, dtype, with_spread):
+def join(means, spreads, weights, dtype, with_spread):
     """Mean and spread of the samples of several ranks, which then count as a group.
 
     Args:
-        means, spreads, weights, equal_weight: As for `Program.statistics`.
+        means, spreads, weights: As for `Program.statistics`.
         dtype: Of statistics; the mean goes on in that of `means`.
         with_spread: Whether to tell the spread.
     """
-    whole = _merged(means, spreads, weights, equal_weight, dtype)
+    whole = _merged(means, spreads, weights, dtype)
     return tf.cast(whole.mean, means.dtype), whole.spread if with_spread else None
 
 

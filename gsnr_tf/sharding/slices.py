@@ -21,66 +21,60 @@ import tensorflow as tf
 
 from gsnr_tf.sharding.part import Part
 from gsnr_tf.sharding.program import Program, clip_scales, join
-from gsnr_tf.sharding.state import SliceState, SlotView
+from gsnr_tf.sharding.state import Share, SliceState
 
 
 class Slices:
     """Reduction and update by owners of slices, for one optimizer.
 
+    All ranks must make it at one point.
+
     Args:
-        optimizer: The `GSNROptimizer`, built but for its slots.
+        optimizer: The `GSNROptimizer`, built, whose workers have met.
         communicator: A `Communicator` that has owners.
         layout: The `Layout` of the variables.
-
-    Attributes:
-        slots: For each slot of the rule a list of `SlotView`, one for each variable
-            of the model.
+        name: Prefix of the names of collectives.
     """
 
-    def __init__(self, optimizer, communicator, layout):
+    def __init__(self, optimizer, communicator, layout, name):
         self._optimizer = optimizer
         self._comm = communicator
         self._layout = layout
-        self._name = f"gsnr.{optimizer.name}"
+        self._name = name
         parts = [
             Part(bucket, *communicator.own_rows(bucket.blocks))
             for bucket in layout.buckets
         ]
         self._state = {slot: SliceState(slot, layout, parts) for slot in optimizer.slots}
+        self._share = Share(self._state)
         programs = {}
         self._slices = []
         for number, part in enumerate(parts):
             program = Program(optimizer, part)
             program = programs.setdefault(program.kind, program)
             slots = {slot: state.parts[number] for slot, state in self._state.items()}
-            name = f"{self._name}.{number}"
-            self._slices.append(_Slice(optimizer, communicator, part, program, slots, name))
-        # What this rank has loaded, whole, until training begins.
-        self._loaded = {}
-        with tf.init_scope():
-            self._changes = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.meet()
-        self.slots = {
-            slot: [
-                SlotView(self, slot, index, state.shape(index), layout.dtype)
-                for index in range(len(layout.places))
-            ]
-            for slot, state in self._state.items()
-        }
+            one = _Slice(
+                optimizer, communicator, part, program, slots, f"{name}.{number}",
+                carries=number == layout.carrier,
+            )  # fmt: skip
+            self._slices.append(one)
+        self._peers = communicator.peers(self._share)
         self.watch = None
 
-    def joined_by(self, communicator):
-        """The same for other workers, with empty slices."""
-        return Slices(self._optimizer, communicator, self._layout)
-
-    def meet(self):
-        """Lets ranks read each other's slices, if all are there."""
-        self._peers = self._comm.peers(self)
+    # ---- the slots, for who saves and loads ------------------------------------------
 
     def changes(self):
-        """How often this rank's share has changed: by updates, skipped ones included,
-        and by loading."""
-        return int(self._changes.numpy())
+        """See `Share.changes`."""
+        return self._share.changes()
+
+    def count_changes_from(self, number):
+        """Makes `changes()` the same on ranks that have the same state again."""
+        self._share.count.assign(number)
+
+    @property
+    def count(self):
+        """`changes()` as a tensor, within a step."""
+        return tf.convert_to_tensor(self._share.count)
 
     def read(self, slot, index):
         """The slot of a variable, whole, as it is after this rank's last change."""
@@ -89,73 +83,43 @@ class Slices:
             b"".join(by_rank[rank] for rank in self._comm.route.owners),
             self._layout.dtype.as_numpy_dtype,
         )
-        return flat.reshape(self._state[slot].shape(index))
+        return flat.reshape(self._layout.shapes[index])
 
     def write(self, slot, index, value):
         """Takes the own part of the slot of a variable."""
-        self._loaded[slot, index] = value.numpy()
         self._state[slot].write(index, value)
-        self._changes.assign_add(1)
+        self._share.count.assign_add(1)
 
-    def share(self, root):
-        """See `GSNROptimizer.share_state`."""
-        whole = not self.changes() or len(self._loaded) == sum(map(len, self.slots.values()))
-        changes, whole = zip(*self._comm.gather((self.changes(), whole)))
-        if len(set(changes)) > 1:
-            if not whole[root]:
-                raise ValueError(
-                    f"Only some ranks have loaded a checkpoint, and rank {root}, whose "
-                    "state all are to have, is not one of them. Received: updates and "
-                    f"loads by rank {list(changes)}. Load it on rank {root}, or on all."
-                )
-            for (slot, index), value in self._whole_slots():
-                self._comm.broadcast([value], root)
-                self._state[slot].write(index, value)
-            self._changes.assign(max(changes) + 1)
-        self._loaded.clear()
-
-    def _whole_slots(self):
-        """A `tf.Variable` for each slot of each variable, with what was loaded."""
-        for slot, views in self.slots.items():
-            for index, view in enumerate(views):
-                zeros = np.zeros(view.shape, view.dtype.as_numpy_dtype)
-                yield (slot, index), tf.Variable(self._loaded.get((slot, index), zeros))
-
-    def own(self, what):
-        """The bytes that this rank has of "slot/index of the variable"."""
-        slot, index = what.rsplit("/", 1)
-        return self._state[slot].own(int(index)).tobytes()
+    # ---- within a step ---------------------------------------------------------------
 
     def end_update(self):
         """To be called in a step after all else."""
-        self._changes.assign_add(1)
+        self._share.count.assign_add(1)
         if self.watch:
             self.watch.mark(2, [])
 
-    def reduce(self, moments, equal_weight):
-        """Whether all is finite; mean and r of the slices, and sums of each variable.
+    def reduce(self, moments, weighted, riders):
+        """Whether all is finite; mean and r of the slices, and sums of each variable; the
+        sum of all ranks' riders.
 
         Args:
             moments: List of `Moments`, one for each bucket.
-            equal_weight: As for `Communicator.reduce_moments`.
+            weighted: Not asked: weights always travel.
+            riders: Tensor `[m]`, on all ranks.
         """
-        self._loaded.clear()
         if self.watch:
             self.watch.mark(0, moments)
-        weights = None
-        if equal_weight is None:
-            weight, each = moments[0].weight[None], list(range(self._comm.workers + 1))
-            weights = self._comm.from_owners(weight, each, f"{self._name}.weight")
-            weights = self._comm.route.weights(weights)
-        found = [
-            one.statistics(bucket, weights, equal_weight, self._optimizer)
-            for one, bucket in zip(self._slices, moments)
-        ]
-        sums = self._shared([sums for _, _, sums in found], "sums")
+        carrier = self._layout.carrier
+        found, weights = [None] * len(moments), None
+        for number in [carrier, *(n for n in range(len(moments)) if n != carrier)]:
+            found[number], weights = self._slices[number].statistics(
+                moments[number], weights, self._optimizer
+            )
+        sums, riders = self._shared([sums for _, _, sums in found], "sums", riders)
         finite = tf.math.is_finite(sum(tf.reduce_sum(s[:, 2]) for s in sums))
-        return finite, [(mean, r, s) for (mean, r, _), s in zip(found, sums)]
+        return finite, [(mean, r, s) for (mean, r, _), s in zip(found, sums)], riders
 
-    def update(self, with_gradient, reduced, rate, t):
+    def update(self, active, reduced, rate, t):
         """Updates all variables; returns Σ mean² and Σ variance."""
         sums = [s for _, _, s in reduced]
         all_scales = clip_scales(self._optimizer, [s[:, 2] for s in sums])
@@ -166,11 +130,11 @@ class Slices:
             self.watch.record(lambda: self._tables(reduced, seen, rate, t))
         moving = []
         for one, statistics, scales in zip(self._slices, reduced, all_scales):
-            if one.activate(with_gradient):
-                moving.append((one, one.direction(*statistics, scales, rate, t)))
+            one.activate(active)
+            moving.append((one, one.direction(*statistics, scales, rate, t)))
         adapting = [(one, u, norms) for one, (u, norms) in moving if norms is not None]
         if adapting:
-            all_norms = self._shared([norms for *_, norms in adapting], "norms")
+            all_norms, _ = self._shared([norms for *_, norms in adapting], "norms")
             for (one, u, _), norms in zip(adapting, all_norms):
                 one.receive(one.descend(u, norms, rate, t))
         for one, (theta, norms) in moving:
@@ -190,19 +154,28 @@ class Slices:
         return [
             one.table(sums, all_seen, rate, t)
             for one, (*_, sums), all_seen in zip(
-                self._slices, reduced, self._shared(seen, "watch")
+                self._slices, reduced, self._shared(seen, "watch")[0]
             )
         ]
 
-    def _shared(self, tables, name):
-        """Sums over all ranks of tables `[variables, columns]`, by one collective."""
-        total = self._comm.all_reduce(tf.concat(tables, axis=0), f"{self._name}.{name}")
-        return tf.split(total, [table.shape[0] for table in tables])
+    def _shared(self, tables, name, riders=None):
+        """Sums over all ranks of tables `[variables, columns]`, by one collective.
+
+        Returns the list of them, and the sum of riders `[m]`.
+        """
+        parts = [tf.reshape(table, [-1]) for table in tables]
+        sizes = [part.shape[0] for part in parts]
+        if riders is not None:
+            parts, sizes = [*parts, riders], [*sizes, riders.shape[0]]
+        total = self._comm.all_reduce(tf.concat(parts, axis=0), f"{self._name}.{name}")
+        totals = tf.split(total, sizes)
+        riders = None if riders is None else totals.pop()
+        return [tf.reshape(t, table.shape) for t, table in zip(totals, tables)], riders
 
     def state_bytes(self):
         """See `GSNROptimizer.state_bytes`."""
         elements = sum(one.part.size for one in self._slices)
-        return len(self.slots) * elements * self._layout.dtype.size
+        return len(self._state) * elements * self._layout.dtype.size
 
     def report(self):
         """See `GSNROptimizer.sharding_report`."""
@@ -216,7 +189,7 @@ class Slices:
         spreads = [optimizer._keeps_spread, optimizer.compares_ranks]
         for part, rank in sorted(enumerate(self._comm.route.owners), key=lambda x: x[1]):
             own = sum(one.owned(part) for one in self._slices)
-            state = own * len(self.slots) * self._layout.dtype.size
+            state = own * len(self._state) * self._layout.dtype.size
             sent = sum(one.sent(part, spreads) for one in self._slices)
             lines.append(
                 f"rank {rank}: owns {own:,} elements, {state:,} bytes of state, "
@@ -228,8 +201,9 @@ class Slices:
 class _Slice:
     """This rank's slice of one bucket, on its way through a step."""
 
-    def __init__(self, optimizer, communicator, part, program, slots, name):
+    def __init__(self, optimizer, communicator, part, program, slots, name, carries):
         self._comm = communicator
+        self._carries = carries
         self._program = program
         self._slots = slots
         self._name = name
@@ -259,40 +233,45 @@ class _Slice:
             sent += (before - after) * item
         return sent + (len(self._bounds) - 2) * own * bucket.weights_dtype.size
 
-    def statistics(self, moments, weights, equal_weight, optimizer):
+    def statistics(self, moments, weights, optimizer):
         """Sends the samples to their owners: mean, r and the sums of the own part.
 
         Args:
             moments: `Moments` of this rank.
-            weights: For each level of the route those of its ranks, or `None`.
-            equal_weight: That of each rank, where `weights` is `None`.
+            weights: For each level of the route those of its ranks; `None` for the
+                bucket with which they travel.
             optimizer: The `GSNROptimizer`.
+
+        Returns:
+            `(statistics, weights)`, weights as given, or as they came.
         """
         mean, spread = tf.cast(moments.mean, self._wire_dtype), moments.spread
+        weight, found = moments.weight, []
         levels = self._comm.route.levels
         for number, (level, cuts) in enumerate(zip(levels, self._cuts)):
             name = f"{self._name}.{number}"
-            means = self._comm.to_owners(mean, cuts, level, f"{name}.mean")
+            if self._carries:
+                means, theirs = self._comm.to_owners(mean, cuts, level, f"{name}.mean", weight)
+                weight = tf.reduce_sum(theirs)
+            else:
+                means = self._comm.to_owners(mean, cuts, level, f"{name}.mean")
+                theirs = weights[number]
+            found.append(theirs)
             if spread is not None:
                 # Squares of small gradients are too small for float16.
                 spread = self._comm.to_owners(spread, cuts, level, f"{name}.spread")
-            theirs = weights and weights[number]
-            if level is levels[-1]:
-                return self._program.statistics(
-                    means, spread, theirs, equal_weight, optimizer.samples
+            if level is not levels[-1]:
+                mean, spread = join(
+                    means, spread, theirs, self.part.bucket.dtype, optimizer.compares_ranks
                 )
-            mean, spread = join(
-                means, spread, theirs, equal_weight, self.part.bucket.dtype,
-                optimizer.compares_ranks,
-            )  # fmt: skip
-            if equal_weight is not None:
-                equal_weight *= len(level.ranks)
+        return self._program.statistics(means, spread, theirs, optimizer.samples), found
 
-    def activate(self, with_gradient):
-        """Notes which variables have a gradient; whether any has."""
-        active = tuple(index in with_gradient for index in self.part.bucket.indices)
-        self._active = None if all(active) else active
-        return any(active)
+    def activate(self, active):
+        """Notes which variables have a gradient, as booleans or, where only other ranks
+        know, tensors."""
+        active = self.part.bucket.pick(active)
+        certain = all(known is True for known in active)
+        self._active = None if certain else tf.stack([tf.cast(a, tf.bool) for a in active])
 
     def direction(self, mean, r, sums, scales, rate, t):
         """u and norms of the own part; where nothing adapts, new weights and `None`."""
@@ -320,8 +299,5 @@ class _Slice:
         """Joins the parts of all ranks and gives the variables their new weights."""
         bucket = self.part.bucket
         whole = self._comm.from_owners(theta, self._bounds, f"{self._name}.weights")
-        weights = bucket.unpack(whole)
-        active = self._active or [True] * len(weights)
-        for variable, value, moves in zip(self._variables, weights, active):
-            if moves:
-                variable.assign(tf.cast(value, variable.dtype))
+        for variable, value in zip(self._variables, bucket.unpack(whole)):
+            variable.assign(tf.cast(value, variable.dtype))

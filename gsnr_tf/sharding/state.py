@@ -1,5 +1,8 @@
 """State that lies in buckets, which a checkpoint sees variable by variable, whole."""
 
+import zlib
+
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.checkpoint import tensor_callable
 
@@ -26,10 +29,6 @@ class SliceState:
                 )
                 for part in parts
             ]
-
-    def shape(self, index):
-        number, place = self._layout.places[index]
-        return self._layout.buckets[number].shapes[place]
 
     def _own(self, index):
         """Where variable `index` and the own part meet.
@@ -60,6 +59,32 @@ class SliceState:
             part.assign(flat.reshape(part.shape))
 
 
+class Share:
+    """What a rank holds of the slots, for other ranks to read: see `comm.peers`.
+
+    Knows no optimizer, so that it can outlive it: another rank may save when this one has
+    nothing left to do.
+
+    Args:
+        state: Dict of `SliceState` by slot.
+    """
+
+    def __init__(self, state):
+        self._state = state
+        with tf.init_scope():
+            self.count = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def changes(self):
+        """How often this rank's share has changed: by updates, skipped ones included,
+        and by loading."""
+        return int(self.count.numpy())
+
+    def own(self, what):
+        """The bytes that this rank has of "slot/index of the variable"."""
+        slot, index = what.rsplit("/", 1)
+        return self._state[slot].own(int(index)).tobytes()
+
+
 class VariableView(tf.__internal__.tracking.Trackable):
     """Something that is saved and restored as if it were a variable.
 
@@ -83,21 +108,132 @@ class SlotView(VariableView):
     """The slot of one variable, in its whole shape: checkpoints know no slices.
 
     Args:
-        slices: The `Slices`.
+        slots: The `Slots`.
         slot: Name of the slot.
         index: Of the variable.
         shape, dtype: Of the slot.
     """
 
-    def __init__(self, slices, slot, index, shape, dtype):
-        self._slices = slices
+    def __init__(self, slots, slot, index, shape, dtype):
+        self._slots = slots
         self._slot = slot
         self._index = index
         self.shape = shape
         self.dtype = dtype
 
     def numpy(self):
-        return self._slices.read(self._slot, self._index)
+        return self._slots.read(self._slot, self._index)
 
     def assign(self, value):
-        self._slices.write(self._slot, self._index, tf.convert_to_tensor(value))
+        self._slots.write(self._slot, self._index, tf.convert_to_tensor(value))
+
+
+class Slots:
+    """The slots of a rule where ranks share them out, as one process sees them.
+
+    Until the ranks have met nobody knows which part is whose. A slot is zeros then, or
+    whole what was loaded; afterwards it is read from and written to whoever holds it.
+
+    Args:
+        names: The rule's slots.
+        layout: The `Layout`.
+
+    Attributes:
+        views: For each slot a list of `SlotView`, one for each variable.
+        loaded: Arrays by slot and variable, what this rank has loaded, whole, and not
+            yet shared out.
+    """
+
+    def __init__(self, names, layout):
+        self._holder = None
+        self.loaded = {}
+        self.views = {
+            slot: [
+                SlotView(self, slot, index, shape, layout.dtype)
+                for index, shape in enumerate(layout.shapes)
+            ]
+            for slot in names
+        }
+
+    def read(self, slot, index):
+        if self._holder is not None:
+            return self._holder.read(slot, index)
+        return self._whole(slot, index)
+
+    def write(self, slot, index, value):
+        self.loaded[slot, index] = value.numpy()
+        if self._holder is not None:
+            self._holder.write(slot, index, value)
+
+    def held_by(self, holder):
+        """Passes everything on to `holder` from now on; `None`: there is none any more."""
+        self._holder = holder
+        if holder is None:
+            self.loaded.clear()
+
+    def place(self, holder, communicator, root):
+        """Gives what was loaded to `holder`. All ranks must call it.
+
+        Where they have not all loaded the same, rank `root`'s is what all get.
+
+        Raises:
+            ValueError: On all ranks: `root` has not loaded all of it either.
+        """
+        by_rank = communicator.gather((self._digest(), self._complete()))
+        digests = [digest for digest, _ in by_rank]
+        if len(set(digests)) > 1:
+            if not by_rank[root][1]:
+                loaded = [number for number, _ in digests]
+                raise ValueError(
+                    f"Only some ranks have loaded a checkpoint, and rank {root}, whose "
+                    "state all are to have, is not one of them. Received: slots loaded by "
+                    f"rank {loaded}. Load it on rank {root}, or on all."
+                )
+            self._send_all(holder, communicator, root)
+        else:
+            for (slot, index), value in self.loaded.items():
+                holder.write(slot, index, tf.constant(value))
+        self.loaded.clear()
+        self._holder = holder
+
+    def share(self, communicator, root):
+        """Gives all ranks what `root` has loaded, where not all have, once there is a
+        holder. All ranks must call it."""
+        if self._holder is None:
+            return
+        changes = communicator.gather(self._holder.changes())
+        if len(set(changes)) > 1:
+            complete = communicator.gather(bool(self.loaded) and self._complete())
+            if not complete[root]:
+                raise ValueError(
+                    f"Only some ranks have loaded a checkpoint, and rank {root}, whose "
+                    "state all are to have, is not one of them. Received: updates and "
+                    f"loads by rank {changes}. Load it on rank {root}, or on all."
+                )
+            self._send_all(self._holder, communicator, root)
+            self._holder.count_changes_from(max(changes) + 1)
+        self.loaded.clear()
+
+    def _send_all(self, holder, communicator, root):
+        for slot, index in self._places():
+            value = tf.Variable(self._whole(slot, index))
+            communicator.broadcast([value], root)
+            holder.write(slot, index, tf.convert_to_tensor(value))
+
+    def _places(self):
+        return [(slot, view) for slot, views in self.views.items() for view in range(len(views))]
+
+    def _complete(self):
+        return not self.loaded or len(self.loaded) == len(self._places())
+
+    def _digest(self):
+        """How many slots were loaded, and a checksum of them."""
+        total = 0
+        for key in sorted(self.loaded):
+            total = zlib.crc32(np.ascontiguousarray(self.loaded[key]), total)
+        return len(self.loaded), total
+
+    def _whole(self, slot, index):
+        view = self.views[slot][index]
+        zeros = np.zeros(view.shape, view.dtype.as_numpy_dtype)
+        return self.loaded.get((slot, index), zeros)

@@ -15,44 +15,55 @@ class Whole:
     What tf.distribute and a single process use, and the reference for `Slices`.
 
     Attributes:
-        slots: For each slot of the rule a list of `keras.Variable`, one for each
-            variable of the model.
+        slots: For each slot of the rule a list of variables, one for each variable of
+            the model.
     """
 
-    def __init__(self, optimizer, communicator, layout):
+    def __init__(self, optimizer, communicator, layout, slots):
         self._optimizer = optimizer
         self._comm = communicator
         self._layout = layout
-        self.slots = {
-            slot: [optimizer.add_slot(v, slot) for v in optimizer._trainable_variables]
-            for slot in optimizer.slots
-        }
+        self.slots = slots
         self.watch = None
         parts = [Part(bucket, 0, bucket.blocks) for bucket in layout.buckets]
         self._programs = [Program(optimizer, part) for part in parts]
 
-    def joined_by(self, communicator):
-        """The same for other workers, with the same state."""
-        self._comm = communicator
-        return self
+    # ---- as the holder of `Slots`, where ranks could have shared them out ------------
 
-    def reduce(self, moments, equal_weight):
-        """Whether the mean of all samples is finite; mean and variance of each bucket."""
+    count = 0
+
+    def changes(self):
+        """Loads are told by what is loaded: all state is in variables."""
+        return 0
+
+    def read(self, slot, index):
+        return self.slots[slot][index].numpy()
+
+    def write(self, slot, index, value):
+        self.slots[slot][index].assign(value)
+
+    # ---- within a step ---------------------------------------------------------------
+
+    def reduce(self, moments, weighted, riders):
+        """Whether the mean of all samples is finite; mean and variance of each bucket;
+        the sum of all ranks' riders."""
         if self.watch:
             self.watch.mark(0, moments)
-        return self._optimizer.reduce_whole(moments, equal_weight)
+        return self._optimizer.reduce_whole(moments, weighted, riders)
 
-    def update(self, with_gradient, reduced, rate, t):
+    def update(self, active, reduced, rate, t):
         """Updates all variables; returns Σ mean² and Σ variance."""
         if self.watch:
             self.watch.mark(1, reduced)
             see = functools.partial(self._tables, rate, t)
             self.watch.record(lambda: self._comm.each(see, *reduced))
         gradients, multipliers, *totals = self._comm.each(self._weigh, *reduced)
-        for index in with_gradient:
+        for index, has in enumerate(active):
+            if has is False:
+                continue
             self._comm.update(
                 self._optimizer._trainable_variables[index],
-                functools.partial(self._apply_rule, index, rate, t),
+                functools.partial(self._apply_rule, index, rate, t, has),
                 gradients[index],
                 multipliers[index],
             )
@@ -95,30 +106,28 @@ class Whole:
             tables.append(program.table(sums, seen, rate, t))
         return tables
 
-    def _apply_rule(self, index, rate, t, variable, gradient, r):
+    def _apply_rule(self, index, rate, t, active, variable, gradient, r):
         optimizer = self._optimizer
         step = optimizer.step_of(rate, t, optimizer.decay_of(index))
-        theta = tf.cast(variable, self._layout.dtype)
-        slots = {name: tf.convert_to_tensor(s[index]) for name, s in self.slots.items()}
-        u, slots = optimizer.direction(theta, gradient, r, slots, step)
+        old = theta = tf.cast(variable, self._layout.dtype)
+        before = {name: tf.convert_to_tensor(s[index]) for name, s in self.slots.items()}
+        u, slots = optimizer.direction(theta, gradient, r, before, step)
         phi = 1.0
         if optimizer.adapts(index):
             phi = optimizer.trust(tf.norm(theta), tf.norm(u), step)
         theta, further = optimizer.descend(theta, u, phi, slots, step)
+        slots = {**slots, **further}
+        if active is not True:  # A tensor: no rank may have a gradient.
+            theta = tf.where(active, theta, old)
+            slots = {name: tf.where(active, new, before[name]) for name, new in slots.items()}
         variable.assign(tf.cast(theta, variable.dtype))
-        for name, value in {**slots, **further}.items():
+        for name, value in slots.items():
             self.slots[name][index].assign(value)
-
-    def meet(self):
-        """Nothing to do: every worker has all state."""
 
     def end_update(self):
         """To be called in a step after all else."""
         if self.watch:
             self.watch.mark(2, [])
-
-    def share(self, root):
-        """Nothing to do: all state is in variables."""
 
     def state_bytes(self):
         """See `GSNROptimizer.state_bytes`."""

@@ -46,20 +46,22 @@ class Moments(NamedTuple):
         return about if self.spread is None else self.spread + about
 
 
-def merged(groups, equal_weight=None):
+def merged(groups):
     """The `Moments` of all samples of some groups of them.
 
     Args:
         groups: List of `Moments`, one for each group. A spread of `None` is 0: the
             group is a single sample.
-        equal_weight: Python float, the weight of each group where it is known to be
-            the same.
     """
-    if equal_weight is None:
-        total = tf.add_n([group.weight for group in groups])
-        mean = tf.add_n([group.weight * group.mean for group in groups]) / total
-    else:
-        groups = [group._replace(weight=equal_weight) for group in groups]
-        total = len(groups) * equal_weight
-        mean = tf.add_n([group.mean for group in groups]) / len(groups)
-    return Moments(total, mean, tf.add_n([group.spread_about(mean) for group in groups]))
+    number = len(groups)
+    total = tf.add_n([group.weight for group in groups])
+    # Exactly 1 where all weigh the same, whatever they weigh.
+    shares = [group.weight * number / total for group in groups]
+    mean = tf.add_n([s * group.mean for s, group in zip(shares, groups)]) / number
+    spreads = [
+        tf.square(group.mean - mean) * s
+        if group.spread is None
+        else tf.square(group.mean - mean) * s + group.spread * (number / total)
+        for s, group in zip(shares, groups)
+    ]
+    return Moments(total, mean, tf.add_n(spreads) * (total / number))

@@ -63,6 +63,7 @@ def route(monkeypatch, hosts, **arguments):
     """Over how many hosts slices go, and what a sample is."""
     optimizer = gsnr_tf.GSNRSGD(0.1, gradient_accumulation_steps=2, **arguments)
     optimizer._comm = communicator(monkeypatch, hosts)
+    optimizer._choose_sample()
     optimizer.check_workers()
     return optimizer._comm.route.hosts, optimizer._one_is
 
