@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 
 # From so many ranks on mean and spread are fewer bytes than a gradient for each.
@@ -102,23 +101,4 @@ class Route:
             step = width // len(level.ranks)
             found.append(bounds[first : first + width + 1 : step])
             first, width = part // step * step, step
-        return found
-
-    def weights(self, weights):
-        """What the ranks of each level bring: sums over those they exchanged with before.
-
-        Args:
-            weights: Tensor `[parts]`, of the owner of each part.
-
-        Returns:
-            For each level a tensor `[ranks of the level]`.
-        """
-        found = []
-        weights = tf.reshape(weights, [len(level.ranks) for level in self.levels])
-        for number, level in enumerate(self.levels):
-            own = weights
-            for later in reversed(self.levels[number + 1 :]):
-                own = own[..., later.place]
-            found.append(own)
-            weights = tf.reduce_sum(weights, axis=0)
         return found

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 _STEPS, _WINDOW = "accumulation_steps", "window_{}"
+_READ_BY_PYTHON = ("_accumulated", "_slots")
 
 
 class WholeState:
@@ -22,6 +23,14 @@ class WholeState:
     def window_state(self):
         """What this worker has accumulated since the last update, likewise."""
         return []
+
+    def _trackable_children(self, save_type="checkpoint", **kwargs):
+        """What TensorFlow saves: a SavedModel, which serves, can have no part of state
+        that is read by calling Python."""
+        children = super()._trackable_children(save_type, **kwargs)
+        if save_type == "savedmodel":
+            children = {k: v for k, v in children.items() if k not in _READ_BY_PYTHON}
+        return children
 
     def save_own_variables(self, store):
         """Fills `store` for `Model.save`. No other rank need take part.

@@ -57,17 +57,6 @@ def test_only_like_places_talk_across_hosts(places):
         assert {places[other][1] for other in across.ranks} == {seat}
 
 
-def test_weights_are_those_of_all_who_are_behind_a_message():
-    routes = [Route.by_host(rank, BY_SLOT) for rank in range(6)]
-    by_rank = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], "float32")
-    by_part = by_rank[routes[0].owners]
-    for rank, route in enumerate(routes):
-        within, across = route.weights(by_part)
-        host = rank // SEATS * SEATS
-        np.testing.assert_array_equal(within, by_rank[host : host + SEATS])
-        np.testing.assert_array_equal(across, by_rank.reshape(HOSTS, SEATS).sum(1))
-
-
 def test_ranks_in_no_order_exchange_at_once():
     disorder = [(0, 0), (1, 0), (1, 1), (0, 1)]
     assert Route.by_host(0, disorder) is None
