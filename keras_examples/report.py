@@ -140,7 +140,7 @@ MEANING = {
     "ahead": "{} is ahead of {}: the AUC interval is above 0",
     "behind": "{} is behind {}: the AUC interval is below 0",
     "level": "{} is level with {}: the AUC interval contains 0",
-    None: "{} against {}: one seed tells nothing, take --seeds 5",
+    None: "{} against {}: one seed tells nothing, take --seeds 8",
 }
 
 

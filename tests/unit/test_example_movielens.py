@@ -103,7 +103,7 @@ def runs_of(name, tests, rate=0.03, l2=0.001, valid=0.75):
         ([0.02, 0.03], "gsnr-lamb is level with gsnr-adam: the AUC interval contains 0"),
         ([0.02, 0.021], "gsnr-lamb is ahead of gsnr-adam: the AUC interval is above 0"),
         ([-0.02, -0.021], "gsnr-lamb is behind gsnr-adam: the AUC interval is below 0"),
-        ([0.02], "gsnr-lamb against gsnr-adam: one seed tells nothing, take --seeds 5"),
+        ([0.02], "gsnr-lamb against gsnr-adam: one seed tells nothing, take --seeds 8"),
     ],
 )
 def test_the_result_is_said_in_words_and_in_narrow_lines(leads, said, capsys):
