@@ -120,6 +120,8 @@ def test_the_result_is_said_in_words_and_in_narrow_lines(leads, said, capsys):
     assert max(map(len, lines)) < 68, lines
     assert f"test AUC       {np.mean(leads):+.4f}" in lines[-3]
     assert ("[" in lines[-3]) == (len(leads) > 1)
+    pairs = "2 paired seeds, 95 % t interval" if len(leads) > 1 else "one seed"
+    assert lines[-4] == f"gsnr-lamb - gsnr-adam, {pairs}"
 
 
 def test_the_last_optimizer_is_the_base_of_all_others():
