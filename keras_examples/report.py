@@ -140,13 +140,14 @@ MEANING = {
     "ahead": "{} is ahead of {}: the AUC interval is above 0",
     "behind": "{} is behind {}: the AUC interval is below 0",
     "level": "{} is level with {}: the AUC interval contains 0",
-    None: "{} against {}: one seed tells nothing, take --seeds 5",
+    None: "{} against {}: one seed tells nothing, take --seeds 8",
 }
 
 
 def print_difference(found):
     name, base = found["optimizer"], found["base"]
-    say(f"\n{name} - {base}, {found['seeds']} paired seeds, 95 % t interval")
+    pairs = f"{found['seeds']} paired seeds, 95 % t interval" if found["verdict"] else "one seed"
+    say(f"\n{name} - {base}, {pairs}")
     for label, measure in (("test AUC", found["test_auc"]), ("train-test gap", found["gap"])):
         bracket = ""
         if measure["low"] is not None:
@@ -202,8 +203,9 @@ def plot_differences(axis, differences, colours):
         colour, measure = colours[found["optimizer"]], found["test_auc"]
         seeds = measure["each"]
         axis.scatter([place - 0.1] * len(seeds), seeds, s=16, color=colour, alpha=0.5)
-        half = 0 if measure["low"] is None else measure["high"] - measure["mean"]
-        axis.errorbar(place + 0.1, measure["mean"], half, color=colour, marker="o", capsize=5)
+        if measure["low"] is not None:
+            half = measure["high"] - measure["mean"]
+            axis.errorbar(place + 0.1, measure["mean"], half, color=colour, marker="o", capsize=5)
     names = [f"{found['optimizer']} − {found['base']}" for found in differences]
     axis.set_xticks(range(len(names)), names)
     axis.set(xlim=(-0.6, len(names) - 0.4), ylabel="Test AUC, difference and 95 % interval")

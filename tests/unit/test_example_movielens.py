@@ -103,7 +103,7 @@ def runs_of(name, tests, rate=0.03, l2=0.001, valid=0.75):
         ([0.02, 0.03], "gsnr-lamb is level with gsnr-adam: the AUC interval contains 0"),
         ([0.02, 0.021], "gsnr-lamb is ahead of gsnr-adam: the AUC interval is above 0"),
         ([-0.02, -0.021], "gsnr-lamb is behind gsnr-adam: the AUC interval is below 0"),
-        ([0.02], "gsnr-lamb against gsnr-adam: one seed tells nothing, take --seeds 5"),
+        ([0.02], "gsnr-lamb against gsnr-adam: one seed tells nothing, take --seeds 8"),
     ],
 )
 def test_the_result_is_said_in_words_and_in_narrow_lines(leads, said, capsys):
@@ -120,6 +120,8 @@ def test_the_result_is_said_in_words_and_in_narrow_lines(leads, said, capsys):
     assert max(map(len, lines)) < 68, lines
     assert f"test AUC       {np.mean(leads):+.4f}" in lines[-3]
     assert ("[" in lines[-3]) == (len(leads) > 1)
+    pairs = "2 paired seeds, 95 % t interval" if len(leads) > 1 else "one seed"
+    assert lines[-4] == f"gsnr-lamb - gsnr-adam, {pairs}"
 
 
 def test_the_last_optimizer_is_the_base_of_all_others():
