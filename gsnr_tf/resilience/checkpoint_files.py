@@ -359,6 +359,12 @@ class Stored:
         self.digest = digest
         self._file = file
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
     def close(self):
         self._file.close()
 

@@ -313,11 +313,10 @@ def test_killed_at_any_moment_the_old_or_the_new_checkpoint_is_whole(tmp_path, b
         assert path or not before
         which = None
         if path:
-            stored = checkpoint_files.read(path)
-            which = stored.about["which"]
-            expected = old if which == "old" else new
-            np.testing.assert_array_equal(stored.arrays["weights"][0].value(), expected)
-            stored.close()
+            with checkpoint_files.read(path) as stored:
+                which = stored.about["which"]
+                found = stored.arrays["weights"][0].value()
+            np.testing.assert_array_equal(found, old if which == "old" else new)
         seen.append(which)
         # What the crash left behind does not disturb the next one.
         checkpoint_files.write(folder, "tag", arrays_of(new), [], {"which": "new"})
@@ -374,10 +373,9 @@ def many(count, size, fill):
 
 def check_still_there(folder, fill):
     assert contents(folder) == [".lock", "latest", "old"]
-    stored = checkpoint_files.read(checkpoint_files.locate(folder))
-    assert stored.path.name == "old"
-    assert all((a.value() == fill).all() for a in stored.arrays["weights"])
-    stored.close()
+    with checkpoint_files.read(checkpoint_files.locate(folder)) as stored:
+        assert stored.path.name == "old"
+        assert all((a.value() == fill).all() for a in stored.arrays["weights"])
 
 
 @pytest.mark.parametrize("tag", ["new", "old"])
@@ -425,9 +423,8 @@ def test_wherever_the_disk_fails_nothing_is_spoiled(tmp_path, monkeypatch):
             except CheckpointError as error:
                 refused += 1
                 assert "No space left" in str(error) and " are free" in str(error)
-        stored = checkpoint_files.read(checkpoint_files.locate(tmp_path))
-        assert (stored.arrays["weights"][2].value() == 1).all()
-        stored.close()
+        with checkpoint_files.read(checkpoint_files.locate(tmp_path)) as stored:
+            assert (stored.arrays["weights"][2].value() == 1).all()
     assert refused > 12
     checkpoint_files.write(tmp_path, "old", many(3, 4, 1), [], {})
     check_still_there(tmp_path, 1)
@@ -514,12 +511,11 @@ def test_the_library_reads_what_is_written_in_every_dtype(tmp_path):
         for i, v in enumerate(values)
     ]
     checkpoint_files.write(tmp_path, "a", {"weights": group, "optimizer": []}, [], {})
-    stored = checkpoint_files.read(tmp_path / "a")
-    for value, array in zip(values, stored.arrays["weights"], strict=True):
-        found = array.value()
-        assert found.dtype == value.dtype and found.shape == value.shape
-        assert found.tobytes() == value.tobytes()
-    stored.close()
+    with checkpoint_files.read(tmp_path / "a") as stored:
+        for value, array in zip(values, stored.arrays["weights"], strict=True):
+            found = array.value()
+            assert found.dtype == value.dtype and found.shape == value.shape
+            assert found.tobytes() == value.tobytes()
     file = (tmp_path / "a" / "state.safetensors").read_bytes()
     by_name = dict(safetensors.deserialize(file))
     for array, value in zip(group, values):
@@ -532,9 +528,8 @@ def test_bfloat16_weights_come_back_bit_for_bit(tmp_path):
     keras.config.set_dtype_policy("bfloat16")
     engine = make({**CONFIG, "optimizer": {"type": "Adam", "params": {"lr": 0.02}}})
     engine.save_checkpoint(tmp_path)
-    stored = checkpoint_files.read(checkpoint_files.locate(tmp_path))
-    assert stored.arrays["weights"][0].dtype == ml_dtypes.bfloat16
-    stored.close()
+    with checkpoint_files.read(checkpoint_files.locate(tmp_path)) as stored:
+        assert stored.arrays["weights"][0].dtype == ml_dtypes.bfloat16
     before = state(engine)
     for variable in engine.model.variables:
         variable.assign(variable + 1)
@@ -574,10 +569,8 @@ def test_a_failure_on_one_rank_is_told_by_all():
 
 def as_format_1(path):
     """Makes of a checkpoint what earlier versions wrote."""
-    stored = checkpoint_files.read(path)
-    about = stored.about
-    paths = [array.name.removeprefix("weights/") for array in stored.arrays["weights"]]
-    with h5py.File(path / "state.h5", "w") as file:
+    with checkpoint_files.read(path) as stored, h5py.File(path / "state.h5", "w") as file:
+        about = stored.about
         for group, arrays in stored.arrays.items():
             file.create_group(group)
             for index, array in enumerate(arrays):
@@ -585,7 +578,7 @@ def as_format_1(path):
                 if value.dtype == ml_dtypes.bfloat16:
                     value = value.astype("float32")
                 file[group][f"{index:06}"] = value
-    stored.close()
+    paths = [array.name.removeprefix("weights/") for array in stored.arrays["weights"]]
     for name in ("state.safetensors", "SHA256SUMS", "manifest.json"):
         (path / name).unlink()
     files = {
