@@ -290,6 +290,7 @@ class Engine:
             tell_rate=not self._updates.grows,
             check_counters=self._updates.check,
         )
+        tag = None if tag is None else str(tag)
         found = checkpoint.load(load_dir, tag, self.model, self._comm, wanted)
         if found is None:
             if comm.rank() == 0:

@@ -13,13 +13,9 @@ import numpy as np
 
 from gsnr_tf import comm
 from gsnr_tf.resilience import checkpoint_fit, folder_lock, job_state
-from gsnr_tf.resilience.checkpoint_files import (
-    CheckpointError,
-    check_tag,
-    locate,
-    read,
-    write,
-)
+from gsnr_tf.resilience.checkpoint_files import CheckpointError, check_tag, locate
+from gsnr_tf.resilience.checkpoint_read import read
+from gsnr_tf.resilience.checkpoint_write import write
 from gsnr_tf.resilience.client_state import plain
 
 
@@ -67,6 +63,10 @@ def save(folder, tag, model, communicator, counters, client_state):
 
     def check():
         check_tag(tag)
+        if not isinstance(client_state, dict):
+            raise CheckpointError(
+                f"client_state must be a dict. Received: {type(client_state).__name__}"
+            )
         job_state.check_between_updates(model)
         if comm.rank():
             # Ranks may have changed places since this process was rank 0.

@@ -15,6 +15,7 @@ from gsnr_tf.resilience import (
     checkpoint,
     checkpoint_files,
     checkpoint_fit,
+    checkpoint_read,
     names,
 )
 from gsnr_tf.resilience.client_state import plain
@@ -77,7 +78,7 @@ def test_no_flipped_bit_is_read_as_something_else(tmp_path):
             path.write_bytes(data)
             try:
                 found = checkpoint_files.locate(tmp_path)
-                stored = checkpoint_files.read(found)
+                stored = checkpoint_read.read(found)
                 stored.close()
             except CheckpointError:
                 refused += 1
@@ -138,7 +139,7 @@ def test_slots_of_other_weights_are_refused(tmp_path, named):
             other.load_checkpoint(tmp_path)
     else:
         # Slots that were kept in slices have no names.
-        with checkpoint_files.read(checkpoint_files.locate(tmp_path)) as stored:
+        with checkpoint_read.read(checkpoint_files.locate(tmp_path)) as stored:
             stored.arrays["optimizer"] = [
                 array._replace(name=f"optimizer/#{index}")
                 for index, array in enumerate(stored.arrays["optimizer"])
@@ -361,7 +362,7 @@ def test_weights_that_are_not_finite_are_saved_with_a_word(tmp_path):
         engine.save_checkpoint(tmp_path)
     with pytest.warns(UserWarning, match=told):
         engine.load_checkpoint(tmp_path)
-    with checkpoint_files.read(checkpoint_files.locate(tmp_path)) as stored:
+    with checkpoint_read.read(checkpoint_files.locate(tmp_path)) as stored:
         assert [name.split("/")[-2:] for name in stored.about["not_finite"]] == [
             ["b", "kernel"],
             ["end", "bias"],
@@ -394,6 +395,11 @@ def test_scalars_of_numpy_are_welcome(tmp_path):
     found = engine.load_checkpoint(tmp_path)[1]
     assert found == given and type(found["epoch"]) is int
     assert found["best"] == float(np.float32(0.1))
+
+
+def test_client_state_is_a_dict(tmp_path):
+    with pytest.raises(CheckpointError, match="must be a dict. Received: list"):
+        initialize(chain()).save_checkpoint(tmp_path, client_state=[1])
 
 
 class Colour(enum.IntEnum):
