@@ -221,16 +221,22 @@ class Engine:
     def save_checkpoint(self, save_dir, tag=None, client_state=None):
         """Writes all state to `save_dir/tag`, and `save_dir/latest`. All ranks call it.
 
+        A folder takes the checkpoints of one running job: until the process of rank 0
+        ends, another job that saves there gets an error. Weights that are not finite
+        are saved with a warning, and named in the manifest.
+
         Args:
             save_dir: Folder that all ranks share.
             tag: String. Left out: global_step and its number.
-            client_state: Dict of your own, of what JSON can hold.
+            client_state: Dict of your own, of what JSON can hold and gives back
+                unchanged, and of NumPy's scalars, which come back as Python's.
 
         Returns:
             `True`. A trial of `gsnr-tf tune` writes nothing.
 
         Raises:
-            CheckpointError: On all ranks, where it fails on any.
+            CheckpointError: On all ranks, where it fails on any. The checkpoints that
+                were there are whole.
         """
         if self._progress.is_trial:
             return True
@@ -241,27 +247,56 @@ class Engine:
             self.model,
             self._comm,
             self._updates.counters(),
-            dict(client_state or {}),
+            {} if client_state is None else client_state,
         )
         return True
 
-    def load_checkpoint(self, load_dir, tag=None):
+    def load_checkpoint(
+        self,
+        load_dir,
+        tag=None,
+        *,
+        load_module_only=False,
+        load_optimizer_states=True,
+        load_lr_scheduler_states=True,
+    ):
         """Restores what `save_checkpoint` wrote, on any number of ranks. All call it.
+
+        State is the checkpoint's: weights, the optimizer's, counters, random numbers, a
+        constant learning rate. Settings are the configuration's: schedule, coefficients,
+        batch. Where the two differ, rank 0 warns and says which holds.
 
         Args:
             load_dir: Folder that all ranks share.
             tag: String. Left out: the newest.
+            load_module_only: Bool. `True`: weights alone, of a job with any optimizer;
+                floats are converted. Nothing else changes.
+            load_optimizer_states: Bool. `False`: the optimizer, of any kind, keeps the
+                state that it has, of a new job the first, and with it the count of
+                updates, a schedule and the rate; the data goes on.
+            load_lr_scheduler_states: Bool. `False`: the configuration's constant
+                learning rate. A schedule counts the optimizer's updates and cannot
+                begin anew beside its state.
 
         Returns:
             `(path, client_state)`; `(None, {})` with a warning where `tag` is left out
             and there is no checkpoint yet.
 
         Raises:
-            CheckpointError: On all ranks: it is missing, damaged, or does not fit.
+            CheckpointError: On all ranks, and nothing has changed: it is missing,
+                damaged, or does not fit.
         """
         if self._progress.is_trial:
             return None, {}
-        found = checkpoint.load(load_dir, tag, self.model, self._comm)
+        wanted = checkpoint.Wanted(
+            optimizer=load_optimizer_states and not load_module_only,
+            rate=load_lr_scheduler_states,
+            progress=not load_module_only,
+            tell_rate=not self._updates.grows,
+            check_counters=self._updates.check,
+        )
+        tag = None if tag is None else str(tag)
+        found = checkpoint.load(load_dir, tag, self.model, self._comm, wanted)
         if found is None:
             if comm.rank() == 0:
                 warnings.warn(
@@ -269,9 +304,10 @@ class Engine:
                 )
             return None, {}
         path, counters, client_state = found
-        self._updates.restore(counters)
-        self._next = None
-        self._progress.restart()
+        if wanted.progress:
+            self._updates.restore(counters)
+            self._next = None
+            self._progress.restart()
         return str(path), client_state
 
     # ---- what one may ask, in DeepSpeed's forms -----------------------------------

@@ -90,21 +90,28 @@ class Updates:
             kept.update(train_batch_size=self.batch.train, batch_ramp=ramp)
         return kept
 
+    def check(self, counters):
+        """Raises CheckpointError where the batch that was reached cannot be divided so."""
+        if self.grows:
+            _accumulation(self._reached(counters), self.first)
+
+    def _reached(self, counters):
+        return max(counters.get("train_batch_size", 0), self.first.train)
+
     def restore(self, counters):
         """Takes what `counters` gave, on any number of ranks, once the rest is loaded.
 
         Raises:
-            CheckpointError: The batch that was reached cannot be divided so.
+            CheckpointError: As `check`.
         """
         self._before = (self.done, counters["global_samples"])
         if not self.grows:
             return
         self.batch = self.first
-        reached = max(counters.get("train_batch_size", 0), self.first.train)
         # What is on record may be of a later update than the checkpoint.
         self._ramp.set_model(self._model)
         self._inner.set_accumulation_steps(self.first.accumulation)
-        self._accumulate(_accumulation(reached, self.first))
+        self._accumulate(_accumulation(self._reached(counters), self.first))
         self._ramp.on_train_begin()
         ramp = dict(counters.get("batch_ramp", {}))
         self._ramp.rate_factor = ramp.pop("rate_factor", 1.0)

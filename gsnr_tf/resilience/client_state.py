@@ -7,6 +7,9 @@ import numpy as np
 
 from gsnr_tf.resilience.checkpoint_files import CheckpointError
 
+# Python reads no integer of more than 4300 digits.
+_TOO_LONG = 10**4000
+
 
 def plain(value, path="client_state"):
     """The same in Python's own types, which JSON gives back as they are.
@@ -32,7 +35,7 @@ def _plain(value, path):
         value = value.item()
     if value is None or type(value) in (bool, str):
         return value
-    if type(value) is int and abs(value) < 10**4000:
+    if type(value) is int and abs(value) < _TOO_LONG:
         return value
     if type(value) is float:
         if math.isfinite(value):
@@ -52,7 +55,7 @@ def _way_out(value):
     if isinstance(value, (tuple, set, frozenset)):
         return "it would come back as a list: use list(value)"
     if isinstance(value, int):
-        return "use int(value)" if abs(value) < 10**4000 else "it has too many digits"
+        return "use int(value)" if abs(value) < _TOO_LONG else "it has too many digits"
     if isinstance(value, np.ndarray):
         return "use value.tolist(), or save it with numpy.save"
     if hasattr(value, "numpy") or isinstance(value, numbers.Number):
@@ -61,7 +64,11 @@ def _way_out(value):
 
 
 def _refused(path, value, why, what=""):
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except ValueError:
+        # Python refuses to print long integers.
+        shown = "a value"
     shown = shown if len(shown) <= 100 else f"{shown[:100]}…"
     return CheckpointError(
         "client_state must be what JSON can hold and gives back unchanged. Received:"

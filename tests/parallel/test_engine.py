@@ -228,6 +228,54 @@ def test_ranks_with_different_tags_write_nothing(on_ranks, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def with_a_bad_disk(config, folder):
+    """What both ranks are told where rank 0's disk is full, at once and in the middle."""
+    import errno
+    import shutil
+    from unittest import mock
+
+    import gsnr_tf
+    from gsnr_tf.resilience import CheckpointError, array_file
+
+    model, x, y = problem()
+    engine = gsnr_tf.initialize(model, config, "mse", training_data=(x, y))
+    engine.train_batch()
+    engine.save_checkpoint(folder, "good")
+    weights = model.get_weights()
+    engine.train_batch()
+    full = OSError(errno.ENOSPC, "No space left on device")
+    as_bytes = array_file.as_bytes
+    bad = [
+        mock.patch.object(shutil, "disk_usage", return_value=mock.Mock(free=7)),
+        mock.patch.object(array_file, "as_bytes", side_effect=[as_bytes([1])] * 3 + [full]),
+    ]
+    told = []
+    for fault in bad:
+        with fault if gsnr_tf.rank() == 0 else mock.MagicMock():
+            try:
+                engine.save_checkpoint(folder, "bad")
+            except CheckpointError as error:
+                told.append(str(error))
+    path, _ = engine.load_checkpoint(folder)
+    same = [(a == b).all() for a, b in zip(weights, model.get_weights(), strict=True)]
+    engine.train_batch()
+    engine.save_checkpoint(folder, "after")
+    return told, path, same
+
+
+@pytest.mark.parametrize("config", [CONFIG, STAGE_2], ids=["whole", "slices"])
+def test_a_full_disk_of_one_rank_is_told_by_all_and_training_goes_on(
+    on_ranks, tmp_path, config
+):
+    for told, path, same in on_ranks(2, with_a_bad_disk, config, str(tmp_path)):
+        assert len(told) == 2 and all(text.startswith("rank 0: ") for text in told)
+        assert "has no room for the checkpoint 'bad'" in told[0] and " 7 are" in told[0]
+        assert "No space left on device" in told[1] and "bytes, and " in told[1]
+        assert path == f"{tmp_path}/good" and all(same)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".lock", "after", "good", "latest"]
+
+
 RAMP = {
     "train_batch_size": 16,
     "train_micro_batch_size_per_gpu": 4,

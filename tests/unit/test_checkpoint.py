@@ -24,6 +24,8 @@ from gsnr_tf.resilience import (
     array_file,
     checkpoint,
     checkpoint_files,
+    checkpoint_read,
+    checkpoint_write,
     folder_lock,
 )
 
@@ -189,7 +191,7 @@ def test_latest_that_names_nothing_lists_the_tags(tmp_path):
 def test_checkpoints_of_deepspeed_are_named_and_kept(tmp_path, latest):
     theirs = tmp_path / "global_step0"
     theirs.mkdir()
-    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_x.pt"):
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
         (theirs / name).write_bytes(b"PK")
     if latest:
         (tmp_path / "latest").write_text("global_step0")
@@ -291,9 +293,9 @@ def killed_at(call, folder, arrays):
 
         for name in ("fsync", "rename", "replace", "open", "mkdir"):
             setattr(os, name, deadly(getattr(os, name)))
-        checkpoint_files.open = deadly(open)
+        checkpoint_write.open = deadly(open)
         try:
-            checkpoint_files.write(folder, "tag", arrays, [], {"which": "new"})
+            checkpoint_write.write(folder, "tag", arrays, [], {"which": "new"})
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
@@ -306,21 +308,20 @@ def test_killed_at_any_moment_the_old_or_the_new_checkpoint_is_whole(tmp_path, b
     while killed:
         folder = tmp_path / str(call)
         if before:
-            checkpoint_files.write(folder, "tag", arrays_of(old), [], {"which": "old"})
+            checkpoint_write.write(folder, "tag", arrays_of(old), [], {"which": "old"})
             folder_lock.release(folder)
         killed = killed_at(call, folder, arrays_of(new))
         path = checkpoint_files.locate(folder)
         assert path or not before
         which = None
         if path:
-            stored = checkpoint_files.read(path)
-            which = stored.about["which"]
-            expected = old if which == "old" else new
-            np.testing.assert_array_equal(stored.arrays["weights"][0].value(), expected)
-            stored.close()
+            with checkpoint_read.read(path) as stored:
+                which = stored.about["which"]
+                found = stored.arrays["weights"][0].value()
+            np.testing.assert_array_equal(found, old if which == "old" else new)
         seen.append(which)
         # What the crash left behind does not disturb the next one.
-        checkpoint_files.write(folder, "tag", arrays_of(new), [], {"which": "new"})
+        checkpoint_write.write(folder, "tag", arrays_of(new), [], {"which": "new"})
         assert contents(folder) == [".lock", "latest", "tag"]
         call += 1
     first = "old" if before else None
@@ -374,10 +375,9 @@ def many(count, size, fill):
 
 def check_still_there(folder, fill):
     assert contents(folder) == [".lock", "latest", "old"]
-    stored = checkpoint_files.read(checkpoint_files.locate(folder))
-    assert stored.path.name == "old"
-    assert all((a.value() == fill).all() for a in stored.arrays["weights"])
-    stored.close()
+    with checkpoint_read.read(checkpoint_files.locate(folder)) as stored:
+        assert stored.path.name == "old"
+        assert all((a.value() == fill).all() for a in stored.arrays["weights"])
 
 
 @pytest.mark.parametrize("tag", ["new", "old"])
@@ -387,20 +387,20 @@ def test_a_full_disk_is_an_error_and_spoils_nothing(
 ):
     if small_disk is None:
         pytest.skip("a file system may be mounted by root alone")
-    checkpoint_files.write(small_disk, "old", many(2000, 50, 1), [], {})
+    checkpoint_write.write(small_disk, "old", many(2000, 50, 1), [], {})
     if not known:
         # As where a quota or another job's files come between.
         room = shutil._ntuple_diskusage(10**9, 0, 10**9)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
     told = "has no room" if known else "cannot take the checkpoint.*No space left"
     with pytest.raises(CheckpointError, match=rf"(?s)disk {told}.*needs [67]\d\d,\d{{3}}"):
-        checkpoint_files.write(small_disk, tag, many(2000, 50, 2), [], {})
+        checkpoint_write.write(small_disk, tag, many(2000, 50, 2), [], {})
     check_still_there(small_disk, 1)
 
 
 def test_wherever_the_disk_fails_nothing_is_spoiled(tmp_path, monkeypatch):
     """Each write, flush and rename fails once, as on a disk that is full or gone."""
-    checkpoint_files.write(tmp_path, "old", many(3, 4, 1), [], {})
+    checkpoint_write.write(tmp_path, "old", many(3, 4, 1), [], {})
     left = [0]
 
     def failing(real):
@@ -419,17 +419,16 @@ def test_wherever_the_disk_fails_nothing_is_spoiled(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             for name in ("fsync", "rename", "replace", "open", "mkdir"):
                 patch.setattr(os, name, failing(getattr(os, name)))
-            patch.setattr(checkpoint_files, "open", failing(open), raising=False)
+            patch.setattr(checkpoint_write, "open", failing(open), raising=False)
             try:
-                checkpoint_files.write(tmp_path, "old", many(3, 4, 1), [], {})
+                checkpoint_write.write(tmp_path, "old", many(3, 4, 1), [], {})
             except CheckpointError as error:
                 refused += 1
                 assert "No space left" in str(error) and " are free" in str(error)
-        stored = checkpoint_files.read(checkpoint_files.locate(tmp_path))
-        assert (stored.arrays["weights"][2].value() == 1).all()
-        stored.close()
+        with checkpoint_read.read(checkpoint_files.locate(tmp_path)) as stored:
+            assert (stored.arrays["weights"][2].value() == 1).all()
     assert refused > 12
-    checkpoint_files.write(tmp_path, "old", many(3, 4, 1), [], {})
+    checkpoint_write.write(tmp_path, "old", many(3, 4, 1), [], {})
     check_still_there(tmp_path, 1)
 
 
@@ -451,7 +450,7 @@ def test_arrays_are_taken_one_at_a_time(tmp_path):
         array_file.Array(f"weights/{i}", np.dtype("float64"), (1000,), value)
         for i in range(50)
     ]
-    checkpoint_files.write(tmp_path, "a", {"weights": group, "optimizer": []}, [], {})
+    checkpoint_write.write(tmp_path, "a", {"weights": group, "optimizer": []}, [], {})
     assert 0 < alive[1] < 10
 
 
@@ -475,10 +474,13 @@ def test_a_second_job_is_refused_as_long_as_the_first_runs(tmp_path):
     )
     try:
         assert other.stdout.readline() == "held\n"
+        # What it is writing at the moment.
+        (tmp_path / ".a.writing").mkdir()
+        (tmp_path / ".latest.writing").write_text("a\n")
         told = f"Another job saves .* still runs: process {other.pid} on "
         with pytest.raises(CheckpointError, match=told):
             engine.save_checkpoint(tmp_path, "a")
-        assert contents(tmp_path) == [".lock"]
+        assert contents(tmp_path) == [".a.writing", ".latest.writing", ".lock"]
     finally:
         other.kill()
         other.wait()
@@ -486,7 +488,17 @@ def test_a_second_job_is_refused_as_long_as_the_first_runs(tmp_path):
         other.stdout.close()
     # The system took the lock back, though nothing in that process could.
     engine.save_checkpoint(tmp_path, "a")
+    assert contents(tmp_path) == [".lock", "a", "latest"]
     assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_process_that_is_no_longer_rank_0_gives_the_folder_up(tmp_path, monkeypatch):
+    engine = make()
+    engine.save_checkpoint(tmp_path)
+    assert folder_lock.holds(tmp_path)
+    monkeypatch.setattr(checkpoint.comm, "rank", lambda: 1)
+    engine.save_checkpoint(tmp_path)
+    assert not folder_lock.holds(tmp_path)
 
 
 def test_where_there_are_no_locks_this_is_told(tmp_path, monkeypatch):
@@ -513,13 +525,12 @@ def test_the_library_reads_what_is_written_in_every_dtype(tmp_path):
         array_file.Array(f"weights/{i}", v.dtype, v.shape, lambda v=v: v)
         for i, v in enumerate(values)
     ]
-    checkpoint_files.write(tmp_path, "a", {"weights": group, "optimizer": []}, [], {})
-    stored = checkpoint_files.read(tmp_path / "a")
-    for value, array in zip(values, stored.arrays["weights"], strict=True):
-        found = array.value()
-        assert found.dtype == value.dtype and found.shape == value.shape
-        assert found.tobytes() == value.tobytes()
-    stored.close()
+    checkpoint_write.write(tmp_path, "a", {"weights": group, "optimizer": []}, [], {})
+    with checkpoint_read.read(tmp_path / "a") as stored:
+        for value, array in zip(values, stored.arrays["weights"], strict=True):
+            found = array.value()
+            assert found.dtype == value.dtype and found.shape == value.shape
+            assert found.tobytes() == value.tobytes()
     file = (tmp_path / "a" / "state.safetensors").read_bytes()
     by_name = dict(safetensors.deserialize(file))
     for array, value in zip(group, values):
@@ -532,9 +543,8 @@ def test_bfloat16_weights_come_back_bit_for_bit(tmp_path):
     keras.config.set_dtype_policy("bfloat16")
     engine = make({**CONFIG, "optimizer": {"type": "Adam", "params": {"lr": 0.02}}})
     engine.save_checkpoint(tmp_path)
-    stored = checkpoint_files.read(checkpoint_files.locate(tmp_path))
-    assert stored.arrays["weights"][0].dtype == ml_dtypes.bfloat16
-    stored.close()
+    with checkpoint_read.read(checkpoint_files.locate(tmp_path)) as stored:
+        assert stored.arrays["weights"][0].dtype == ml_dtypes.bfloat16
     before = state(engine)
     for variable in engine.model.variables:
         variable.assign(variable + 1)
@@ -574,10 +584,8 @@ def test_a_failure_on_one_rank_is_told_by_all():
 
 def as_format_1(path):
     """Makes of a checkpoint what earlier versions wrote."""
-    stored = checkpoint_files.read(path)
-    about = stored.about
-    paths = [array.name.removeprefix("weights/") for array in stored.arrays["weights"]]
-    with h5py.File(path / "state.h5", "w") as file:
+    with checkpoint_read.read(path) as stored, h5py.File(path / "state.h5", "w") as file:
+        about = stored.about
         for group, arrays in stored.arrays.items():
             file.create_group(group)
             for index, array in enumerate(arrays):
@@ -585,7 +593,7 @@ def as_format_1(path):
                 if value.dtype == ml_dtypes.bfloat16:
                     value = value.astype("float32")
                 file[group][f"{index:06}"] = value
-    stored.close()
+    paths = [array.name.removeprefix("weights/") for array in stored.arrays["weights"]]
     for name in ("state.safetensors", "SHA256SUMS", "manifest.json"):
         (path / name).unlink()
     files = {
