@@ -5,6 +5,7 @@ import logging
 import keras
 
 from gsnr_tf import comm
+from gsnr_tf.callbacks.seeds import is_seed, separate_seeds
 from gsnr_tf.optimizers.gsnr import GSNROptimizer
 
 _log = logging.getLogger("gsnr_tf")
@@ -16,7 +17,11 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     The optimizers of this package share the weights by themselves when they are
     built. This callback shares everything else as well: BatchNorm statistics,
     optimizer state and counters, also where only one rank has loaded a checkpoint.
-    Random seeds stay each rank's own, so that dropout differs between ranks.
+    Random seeds of layers are each rank's own, so that dropout differs between ranks:
+    where ranks begin with the same, as after `keras.utils.set_random_seed(0)` on all of
+    them, all but rank 0 get others, which follow from seed and rank. The same script
+    draws the same numbers again, a second `fit` goes on with them, and rank 0 draws
+    what a single process draws.
 
     Where Keras would compile the train step with XLA (`jit_compile="auto"` does on
     GPUs), which has no kernels for Horovod's collectives, it switches that off.
@@ -58,6 +63,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         if isinstance(inner, GSNROptimizer):
             inner.share_state(self.root_rank)
         communicator = comm.choose("auto", model.distribute_strategy)
-        state = [v for v in model.variables if "seed_generator_state" not in v.path]
+        state = [variable for variable in model.variables if not is_seed(variable)]
         communicator.broadcast(state + optimizer.variables, self.root_rank)
+        separate_seeds(model, communicator)
         self._done = True

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from gsnr_tf import comm
 from gsnr_tf.callbacks import statistics
+from gsnr_tf.callbacks.seeds import is_seed
 
 _log = logging.getLogger("gsnr_tf")
 _REACTIONS = ("stop", "broadcast")
@@ -86,7 +87,7 @@ def shared_state(model):
     of_model = [
         variable
         for variable in model.variables
-        if id(variable) not in own and "seed_generator_state" not in variable.path
+        if id(variable) not in own and not is_seed(variable)
     ]
     of_optimizer = [
         variable
