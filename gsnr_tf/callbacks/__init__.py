@@ -4,6 +4,7 @@ Those that Horovod has too, and that fail under Keras 3, bear its names.
 """
 
 from gsnr_tf.callbacks.broadcast import BroadcastGlobalVariablesCallback
+from gsnr_tf.callbacks.consistency import ConsistencyCheck, RanksDiffer
 from gsnr_tf.callbacks.metrics import MetricAverageCallback
 from gsnr_tf.callbacks.monitor import GSNRMonitor
 from gsnr_tf.callbacks.ramp import BatchSizeRamp
@@ -15,8 +16,10 @@ __all__ = [
     "AverageBatchStatistics",
     "BatchSizeRamp",
     "BroadcastGlobalVariablesCallback",
+    "ConsistencyCheck",
     "GSNRMonitor",
     "LearningRateWarmupCallback",
     "MetricAverageCallback",
+    "RanksDiffer",
     "SkippedUpdates",
 ]

@@ -5,6 +5,7 @@ import logging
 import keras
 
 from gsnr_tf import comm
+from gsnr_tf.callbacks.seeds import is_seed, separate_seeds
 from gsnr_tf.callbacks.skipped import SkippedUpdates
 from gsnr_tf.optimizers import stopping
 from gsnr_tf.optimizers.base import DistributedStep
@@ -18,7 +19,11 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     The optimizers of this package share the weights by themselves at their first
     step. This callback shares everything else as well: BatchNorm statistics,
     optimizer state and counters, also where only one rank has loaded a checkpoint.
-    Random seeds stay each rank's own, so that dropout differs between ranks.
+    Random seeds of layers are each rank's own, so that dropout differs between ranks:
+    where ranks begin with the same, as after `keras.utils.set_random_seed(0)` on all of
+    them, all but rank 0 get others, which follow from seed and rank. The same script
+    draws the same numbers again, a second `fit` goes on with them, and rank 0 draws
+    what a single process draws.
 
     While training lasts it does what concerns all ranks together: updates that are
     skipped leave no trace in moving statistics (`SkippedUpdates`), and if a callback of
@@ -73,6 +78,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
             inner.connect(self.root_rank)
             inner.share_state(self.root_rank)
         communicator = comm.choose("auto", model.distribute_strategy)
-        state = [v for v in model.variables if "seed_generator_state" not in v.path]
+        state = [variable for variable in model.variables if not is_seed(variable)]
         communicator.broadcast(state + optimizer.variables, self.root_rank)
+        separate_seeds(model, communicator)
         self._done = True

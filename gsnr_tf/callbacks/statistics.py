@@ -1,9 +1,14 @@
 """Statistics that layers gather while they train, BatchNorm's say, over all ranks."""
 
+import weakref
+
 import keras
 import tensorflow as tf
 
 from gsnr_tf import comm
+
+# Models that have not been trained since their statistics were averaged.
+_averaged = weakref.WeakSet()
 
 
 class AverageBatchStatistics(keras.callbacks.Callback):
@@ -32,6 +37,7 @@ class AverageBatchStatistics(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self._trained = True
+        count_as_averaged(self.model, False)
 
     def on_test_begin(self, logs=None):
         self._average()
@@ -46,15 +52,30 @@ class AverageBatchStatistics(keras.callbacks.Callback):
         self._trained = False
 
 
-def moving_statistics(model):
-    """Variables that the forward pass changes: floating, of layers that are trained."""
+def changed_by_layers(model):
+    """Variables that the forward pass may change, of layers that are trained."""
     return [
         variable
         for layer in model._flatten_layers()
         if layer.trainable
         for variable in layer._non_trainable_variables
-        if tf.as_dtype(variable.dtype).is_floating
     ]
+
+
+def moving_statistics(model):
+    """Those of `changed_by_layers` that can be averaged: floating ones."""
+    variables = changed_by_layers(model)
+    return [v for v in variables if tf.as_dtype(v.dtype).is_floating]
+
+
+def are_averaged(model):
+    """Whether moving statistics are the same on all ranks, by what was told."""
+    return model in _averaged
+
+
+def count_as_averaged(model, averaged):
+    """Tells that the statistics have been averaged, or that training goes on."""
+    (_averaged.add if averaged else _averaged.discard)(model)
 
 
 def average_statistics(model, communicator):
@@ -82,6 +103,7 @@ def average_statistics(model, communicator):
         mean[variance] += between
     for variable, value in zip(variables, mean):
         variable.assign(tf.reshape(tf.cast(value, variable.dtype), variable.shape))
+    count_as_averaged(model, True)
 
 
 def _variances_and_means(model, index):

@@ -3,7 +3,7 @@
 import sys
 
 from gsnr_tf.comm import horovod
-from gsnr_tf.comm.base import Communicator, native
+from gsnr_tf.comm.base import Communicator, RanksDiffer, native
 from gsnr_tf.comm.horovod import HorovodCommunicator
 from gsnr_tf.comm.local import LocalCommunicator
 from gsnr_tf.comm.strategy import StrategyCommunicator
@@ -13,6 +13,7 @@ ENGINES = ("auto", "local", "horovod", "strategy")
 __all__ = [
     "Communicator",
     "ENGINES",
+    "RanksDiffer",
     "choose",
     "expects_ranks",
     "native",

@@ -10,6 +10,10 @@ def native(variable):
     return variable if isinstance(variable, tf.Variable) else variable.value
 
 
+class RanksDiffer(RuntimeError):
+    """What all ranks must have alike differs; the message says what, and on which ranks."""
+
+
 class Communicator(abc.ABC):
     """The workers that train together, seen from one of them.
 

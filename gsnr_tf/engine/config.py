@@ -288,7 +288,7 @@ class BatchRamp(Section):
 
 
 class GSNR(Section):
-    """What DeepSpeed does not have: the multiplier, its record, the growing batch."""
+    """What DeepSpeed does not have: multiplier, record, checks, a growing batch."""
 
     gamma: float | None = Field(
         default=None,
@@ -330,6 +330,15 @@ class GSNR(Section):
         description=(
             "Seed of the order in which arrays are gone through, a new one each epoch,"
             " the same on any number of ranks. A tf.data.Dataset keeps its own order."
+        ),
+    )
+    consistency_check: Literal["stop", "broadcast", "off"] = Field(
+        default="stop",
+        description=(
+            "At the end of each epoch of `fit`, and before a checkpoint is written, ranks"
+            " compare checksums of weights, optimizer variables and averaged statistics."
+            " Where they differ, `stop` ends the job and names variables and ranks;"
+            " `broadcast` gives all ranks what most of them have, and goes on."
         ),
     )
     batch_ramp: BatchRamp | None = None

@@ -8,8 +8,9 @@ import tensorflow as tf
 
 from gsnr_tf import callbacks as keras_callbacks
 from gsnr_tf import comm
-from gsnr_tf.callbacks.statistics import average_statistics
+from gsnr_tf.callbacks.consistency import check_consistency
 from gsnr_tf.callbacks.skipped import StatisticsGuard
+from gsnr_tf.callbacks.statistics import average_statistics
 from gsnr_tf.engine import agreement
 from gsnr_tf.engine.build import build_optimizer
 from gsnr_tf.engine.data import (
@@ -169,6 +170,7 @@ class Engine:
             callbacks=[
                 self._broadcast,
                 keras_callbacks.AverageBatchStatistics(),
+                *self._checks(),
                 keras_callbacks.MetricAverageCallback(),
                 *self._monitors(),
                 UpdateCallback(self._updates, self._progress, specs),
@@ -237,10 +239,15 @@ class Engine:
         Raises:
             CheckpointError: On all ranks, where it fails on any. The checkpoints that
                 were there are whole.
+            RanksDiffer: On all ranks, where they have drifted apart and
+                `gsnr.consistency_check` is "stop".
         """
         if self._progress.is_trial:
             return True
         average_statistics(self.model, self._comm)
+        reaction = self.config.gsnr.consistency_check
+        if reaction != "off":
+            check_consistency(self.model, self._comm, reaction)
         checkpoint.save(
             save_dir,
             f"global_step{self.global_steps}" if tag is None else str(tag),
@@ -304,6 +311,8 @@ class Engine:
                 )
             return None, {}
         path, counters, client_state = found
+        # All ranks have loaded: none needs to keep what it read for others.
+        self._inner.share_state()
         if wanted.progress:
             self._updates.restore(counters)
             self._next = None
@@ -418,6 +427,12 @@ class Engine:
     def _mean_over_ranks(self, value):
         total = self._comm.all_reduce(tf.constant(value, tf.float64), "gsnr.loss")
         return float(total) / self._batch.ranks
+
+    def _checks(self):
+        reaction = self.config.gsnr.consistency_check
+        if reaction == "off":
+            return []
+        return [keras_callbacks.ConsistencyCheck(on_difference=reaction)]
 
     def _monitors(self):
         gsnr = self.config.gsnr

@@ -8,16 +8,13 @@ import re
 
 import keras
 
+from gsnr_tf.comm import RanksDiffer
 from gsnr_tf.optimizers.exclusions import path_of
 
 # Names are counted by each process for itself; a rate may change, and is told with
 # every update.
 _OWN = ("name", "learning_rate")
 _NUMBERED = re.compile(r"^(.*?)(?:_(\d+))?$")
-
-
-class RanksDiffer(ValueError):
-    """The ranks' optimizers do not belong together."""
 
 
 def facts(optimizer, variables, further):

@@ -176,6 +176,49 @@ def test_weights_statistics_and_metrics_are_those_of_all_ranks(on_ranks, config)
     assert one["history"] == other["history"]
 
 
+def drifted(config, reaction, folder):
+    """A rank whose weights are changed: what `fit` and `save_checkpoint` say of it."""
+    import keras
+
+    import gsnr_tf
+
+    model, x, y = problem()
+    config = {**config, "gsnr": {"consistency_check": reaction}}
+    engine = gsnr_tf.initialize(model, config, "mse", training_data=(x, y), run_eagerly=True)
+
+    class Drift(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if gsnr_tf.rank() == 1:
+                model.trainable_variables[1].assign_add([0.25] * 16)
+
+    told = []
+    for attempt in (
+        lambda: engine.fit(epochs=1, verbose=0, callbacks=[Drift()]),
+        lambda: engine.save_checkpoint(folder),
+    ):
+        try:
+            attempt()
+            told.append(None)
+        except gsnr_tf.callbacks.RanksDiffer as error:
+            told.append(str(error))
+    return told, model.get_weights()
+
+
+def test_drift_stops_fit_and_saves_no_checkpoint(on_ranks, tmp_path):
+    for told, _ in on_ranks(2, drifted, KERAS, "stop", str(tmp_path)):
+        assert all("dense/bias (rank 0 / rank 1)" in error for error in told)
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+@pytest.mark.parametrize("reaction", ["broadcast", "off"])
+def test_drift_is_mended_or_left_as_the_configuration_says(on_ranks, tmp_path, reaction):
+    runs = on_ranks(2, drifted, KERAS, reaction, str(tmp_path))
+    (told, weights), (other_told, other_weights) = runs
+    assert told == other_told == [None, None]
+    alike = all((mine == yours).all() for mine, yours in zip(weights, other_weights))
+    assert alike == (reaction == "broadcast")
+
+
 def saved(config, folder, tag):
     import gsnr_tf
 
