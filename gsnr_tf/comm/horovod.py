@@ -22,6 +22,11 @@ _STALL_LIMITS = {
 # if all ranks exchange at once, and twice as many without owners.
 _FEW = 3
 
+# Horovod knows a collective by the name of its operation, to which TensorFlow adds that of
+# every scope, and Keras makes a scope of an optimizer's name, which it counts up in each
+# process.
+_OUR_NAME = {"ignore_name_scope": True}
+
 # How many optimizers have met their like on other ranks, in this process.
 _introduced = 0
 
@@ -170,7 +175,7 @@ class HorovodCommunicator(Communicator):
         return step(*values)
 
     def all_reduce(self, tensor, name):
-        return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=name)
+        return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=name, **_OUR_NAME)
 
     def bounds(self, rows):
         """Where each part begins, and, last, the number of rows."""
@@ -206,7 +211,7 @@ class HorovodCommunicator(Communicator):
             parts = [part for own in tf.split(vector, sizes) for part in (own, *rider)]
             vector = tf.concat(parts, axis=0)
         wire = _on_the_wire(vector)
-        received, _ = self._hvd.alltoall(wire, splits=splits, name=name)
+        received, _ = self._hvd.alltoall(wire, splits=splits, name=name, **_OUR_NAME)
         received = tf.bitcast(received, vector.dtype)
         received = tf.reshape(received, [len(level.ranks), splits[self.rank]])
         if weight is None:
@@ -223,7 +228,7 @@ class HorovodCommunicator(Communicator):
             bounds: Where each part begins, and, last, where the last one ends.
             name: As for `all_reduce`.
         """
-        joined = self._hvd.allgather(_on_the_wire(part), name=name)
+        joined = self._hvd.allgather(_on_the_wire(part), name=name, **_OUR_NAME)
         joined = tf.ensure_shape(tf.bitcast(joined, part.dtype), [bounds[-1]])
         return self._in_order_of_parts(joined, bounds)
 
@@ -291,7 +296,7 @@ def broadcast(tensor, root, name):
     """
     if tensor.dtype == tf.string:
         return _broadcast_strings(tensor, root, name)
-    sent = load().broadcast(_on_the_wire(tensor), root, name=name)
+    sent = load().broadcast(_on_the_wire(tensor), root, name=name, **_OUR_NAME)
     if sent.dtype == tensor.dtype:
         return sent
     back = tf.cast if tensor.dtype in _CAST_FOR_THE_WIRE else tf.bitcast
