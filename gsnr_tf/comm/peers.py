@@ -12,6 +12,7 @@ rank: it is kept until all ranks have let go of it.
 
 import contextlib
 import functools
+import json
 import queue
 import secrets
 import threading
@@ -19,7 +20,7 @@ import time
 import uuid
 import weakref
 
-from gsnr_tf.comm import member, server, steward
+from gsnr_tf.comm import member, server, stall, steward
 from gsnr_tf.comm.member import Member
 
 # How long a rank may be behind in an update or a load that this one has finished.
@@ -61,6 +62,8 @@ class Peers:
         self._let_go.atexit = False
         others = [one for one in self._ranks if one.name != name]
         steward.serve_until_all_have_ended(others, lambda: bool(_published))
+        _published[name].key = self._ranks[0].name
+        stall.watch(_progress).follow(self._ranks, self._rank)
 
     def close(self):
         """Lets go of all shares; the others may still read this rank's."""
@@ -122,6 +125,8 @@ class _Published:
 
     def __init__(self, share, ranks):
         self.share, self.readers = share, set(range(ranks))
+        # What all ranks call it, once they have met.
+        self.key = None
 
 
 _published = {}
@@ -148,16 +153,14 @@ def _no_reader(name, rank):
                 del _published[name]
 
 
-@functools.cache
-def _secret():
-    return secrets.token_bytes(server.SECRET_BYTES)
+_secret = secrets.token_bytes(server.SECRET_BYTES)
 
 
 @functools.cache
 def _listening(one_host):
     """Addresses and secret of this process' server, which starts at the first call."""
-    started = server.Server(member.addresses(one_host), _secret(), _answer)
-    return started.addresses, _secret()
+    started = server.Server(member.addresses(one_host), _secret, _answer)
+    return started.addresses, _secret
 
 
 def _answer(question):
@@ -170,7 +173,8 @@ def _answer(question):
         _no_reader(words[0], int(words[1]))
         return b""
     if kind == "status":
-        return steward.status()
+        known = {"ended": steward.ended(), **stall.watch(_progress).status()}
+        return json.dumps(known).encode()
     raise server.Refused(f"unknown question {kind!r}")
 
 
@@ -198,6 +202,11 @@ def _share_of(name, changes, what):
     return own
 
 
+def _progress():
+    """How many changes each share has been through, by its key."""
+    return {one.key: one.share.changes() for one in list(_published.values()) if one.key}
+
+
 # ---- telling the others that this rank lets go ------------------------------------
 
 
@@ -220,7 +229,7 @@ def _tell_all(gone):
         with contextlib.suppress(queue.Empty):
             name, ranks, rank = gone.get(timeout=_AGAIN_SECONDS if untold else None)
             _no_reader(name, rank)
-            until = time.monotonic() + steward.silence_limit()
+            until = time.monotonic() + steward.lost_limit()
             others = [number for number in range(len(ranks)) if number != rank]
             untold += [(name, ranks, rank, other, until) for other in others]
         untold = [entry for entry in untold if not _told(*entry)]

@@ -6,6 +6,7 @@ stays until all others have come to the end of their scripts too, or are gone. A
 that fails does not: its exit code tells the launcher that the job is over.
 """
 
+import atexit
 import builtins
 import functools
 import json
@@ -19,14 +20,25 @@ from gsnr_tf.comm import server
 # Seconds between two looks at a rank whose script goes on: from, and up to.
 _FIRST_LOOK, _LAST_LOOK = 0.05, 2.0
 
+# At most so long does the end of a process wait for that of Horovod.
+_SHUTDOWN_SECONDS = 60
+# What the functions that `atexit` calls may still ask.
+_STILL_KNOWN = [
+    f"horovod_{what}"
+    for what in (
+        "is_initialized", "rank", "size", "local_rank", "local_size", "cross_rank",
+        "cross_size", "is_homogeneous",
+    )
+]  # fmt: skip
+
 _ended = threading.Event()
 _leave = threading.Event()
 _state = {"others": [], "needed": lambda: False, "failed": False}
 
 
-def silence_limit():
-    """Seconds after which a rank that does not answer counts as gone."""
-    return float(os.environ.get("GSNR_TF_SILENCE_SECONDS", "300"))
+def lost_limit():
+    """Seconds after which a rank that does not answer counts as gone; 0 is never."""
+    return float(os.environ.get("GSNR_TF_STALL_SECONDS", "300")) or float("inf")
 
 
 def serve_until_all_have_ended(others, needed):
@@ -40,14 +52,14 @@ def serve_until_all_have_ended(others, needed):
     _start()
 
 
+def ended():
+    """Whether the script of this process has ended, and the process stays."""
+    return _ended.is_set()
+
+
 def leave():
     """Makes a process that stays, or would, end instead."""
     _leave.set()
-
-
-def status():
-    """What this process tells of itself, JSON as bytes."""
-    return json.dumps({"ended": _ended.is_set()}).encode()
 
 
 @functools.cache
@@ -91,17 +103,32 @@ def _stay():
             thread.join()
     if not _state["failed"] and _state["needed"]():
         _ended.set()
-        _shut_horovod_down()
+        shut_horovod_down()
         _wait_for(_state["others"])
     # TensorFlow takes its time to end. Who asks meanwhile shall not wait for an answer.
     server.close_all()
 
 
-def _shut_horovod_down():
-    """As at the end of the process: who still waits for this rank shall not wait long."""
+def shut_horovod_down():
+    """Ends Horovod on all ranks, from a thread: whoever waits in a collective fails.
+
+    That of this process goes on to answer what needs no other rank.
+    """
     hvd = sys.modules.get("horovod.tensorflow")
-    if hvd and hvd.is_initialized():
+    if not hvd or not hvd.is_initialized():
+        return
+    library = hvd.rank.__self__.MPI_LIB_CTYPES
+    known = {name: getattr(library, name)() for name in _STILL_KNOWN}
+    done = threading.Event()
+    # Two threads must not do it at once: at the end of the process, wait for this one.
+    atexit.unregister(hvd.shutdown)
+    atexit.register(done.wait, _SHUTDOWN_SECONDS)
+    try:
         hvd.shutdown()
+        for name, value in known.items():
+            setattr(library, name, lambda value=value: value)
+    finally:
+        done.set()
 
 
 def _wait_for(others):
@@ -115,7 +142,7 @@ def _wait_for(others):
             except ConnectionRefusedError:
                 break
             except OSError:
-                if time.monotonic() - heard > silence_limit():
+                if time.monotonic() - heard > lost_limit():
                     break
             _leave.wait(pause)
             pause = min(2 * pause, _LAST_LOOK)

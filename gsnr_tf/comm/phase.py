@@ -1,0 +1,76 @@
+"""What the main thread of this process is doing, seen from another thread.
+
+Read off its stack, so that scripts, Keras and callbacks need not say it themselves.
+"""
+
+import dataclasses
+import os
+import sys
+import sysconfig
+import threading
+from pathlib import Path
+
+_TRAINER = "keras/src/backend/tensorflow/trainer.py"
+# Part of a file's path, names of functions (none: any), and what a thread does in them.
+_SIGNS = [
+    ("keras/src/saving/", (), "saves"),
+    ("tensorflow/python/saved_model/", (), "saves"),
+    ("gsnr_tf/resilience/checkpoint", (), "saves"),
+    ("polymorphic_function/tracing_compilation.py", ("trace_function",), "compiles"),
+    (_TRAINER, ("evaluate", "test_on_batch"), "evaluates"),
+    (_TRAINER, ("predict", "predict_on_batch"), "predicts"),
+    ("keras/src/callbacks/callback_list.py", (), "calls back"),
+    (_TRAINER, ("fit", "train_on_batch"), "trains"),
+]
+_PARTS = [("calls back", "evaluates"), ("calls back", "predicts")]
+_LIBRARIES = (
+    *{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")},
+    str(Path(__file__).parents[1]) + os.sep,
+    "<",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """What a thread does.
+
+    Attributes:
+        kind: "trains" (in `fit`, between its callbacks), "calls back", "evaluates",
+            "predicts", "saves" (or loads), "compiles", "elsewhere" or "ended".
+        in_fit: Whether it is inside of `fit`.
+        where: "file:line" of the user's code that it is in, "" where there is none.
+    """
+
+    kind: str
+    in_fit: bool
+    where: str
+
+
+def of_main_thread():
+    """The `Phase` of the main thread."""
+    main = threading.main_thread()
+    frame = sys._current_frames().get(main.ident) if main.is_alive() else None
+    return of_frame(frame) if frame else Phase("ended", False, "")
+
+
+def of_frame(frame):
+    """The `Phase` of a thread whose innermost frame this is."""
+    kind, in_fit, where = "elsewhere", False, ""
+    while frame:
+        path, name = frame.f_code.co_filename.replace(os.sep, "/"), frame.f_code.co_name
+        sign = _sign(path, name)
+        # A callback of `evaluate` is a part of it, one of `fit` is not.
+        if kind == "elsewhere" or (kind, sign) in _PARTS:
+            kind = sign
+        in_fit = in_fit or (path.endswith(_TRAINER) and name == "fit")
+        if not where and not path.startswith(_LIBRARIES):
+            where = f"{path.rpartition('/')[2]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return Phase(kind, in_fit, where)
+
+
+def _sign(path, name):
+    for part, names, kind in _SIGNS:
+        if part in path and (not names or name in names):
+            return kind
+    return "elsewhere"
