@@ -4,6 +4,7 @@ Read off its stack, so that scripts, Keras and callbacks need not say it themsel
 """
 
 import dataclasses
+import functools
 import os
 import sys
 import sysconfig
@@ -57,20 +58,26 @@ def of_frame(frame):
     """The `Phase` of a thread whose innermost frame this is."""
     kind, in_fit, where = "elsewhere", False, ""
     while frame:
-        path, name = frame.f_code.co_filename.replace(os.sep, "/"), frame.f_code.co_name
-        sign = _sign(path, name)
+        code = frame.f_code
+        sign, fits, users = _known(code.co_filename, code.co_name)
         # A callback of `evaluate` is a part of it, one of `fit` is not.
         if kind == "elsewhere" or (kind, sign) in _PARTS:
             kind = sign
-        in_fit = in_fit or (path.endswith(_TRAINER) and name == "fit")
-        if not where and not path.startswith(_LIBRARIES):
-            where = f"{path.rpartition('/')[2]}:{frame.f_lineno}"
+        in_fit = in_fit or fits
+        if users and not where:
+            where = f"{os.path.basename(code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back
     return Phase(kind, in_fit, where)
 
 
-def _sign(path, name):
-    for part, names, kind in _SIGNS:
-        if part in path and (not names or name in names):
-            return kind
-    return "elsewhere"
+@functools.lru_cache(maxsize=10_000)
+def _known(path, name):
+    """What a function stands for: its sign, whether it is `fit`, and the user's own."""
+    path = path.replace(os.sep, "/")
+    signs = (
+        kind
+        for part, names, kind in _SIGNS
+        if part in path and (not names or name in names)
+    )
+    fits = name == "fit" and path.endswith(_TRAINER)
+    return next(signs, "elsewhere"), fits, not path.startswith(_LIBRARIES)

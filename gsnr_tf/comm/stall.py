@@ -92,16 +92,22 @@ class Watch:
 
     def look(self):
         """Notes whether the update goes on, and does what is due where it does not."""
+        if not self._stuck():
+            self._rest()
+        elif self.waited >= tell_limit() and time.monotonic() >= self._next_question:
+            found = self.ask_all()
+            self._next_question = time.monotonic() + min(_ASK_SECONDS, tell_limit() / 4)
+            # The answers may have taken a while.
+            if self._stuck():
+                self._judge(found)
+
+    def _stuck(self):
+        """Whether the main thread is in the same update as at the last look."""
         progress, now = self._progress(), phase.of_main_thread()
         self._was_in_fit = self._was_in_fit or now.in_fit
-        if progress != self._known or now.kind != "trains":
-            self._known = progress
-            self._rest()
-            return
         self.waited = time.monotonic() - self._since
-        if self.waited >= tell_limit() and time.monotonic() >= self._next_question:
-            self._next_question = time.monotonic() + min(_ASK_SECONDS, tell_limit() / 4)
-            self._judge(self.ask_all())
+        before, self._known = self._known, progress
+        return progress == before and now.kind == "trains"
 
     def ask_all(self):
         """What each other rank says of itself: dict of rank and status."""

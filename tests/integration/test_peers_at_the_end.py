@@ -147,6 +147,7 @@ def state(path):
 def test_the_model_can_be_saved_while_others_train_and_when_they_have_ended(tmp_path):
     done = run(horovodrun(2, SAVING, tmp_path), 300)
     assert done.code == 0, done.output
+    assert "rank 0 of 2 leaves" in done.output and "rank 1 of 2 leaves" in done.output
     for when in ("at-3", "at-6", "at-the-end"):
         whole, sliced = (state(tmp_path / f"{way}-{when}.keras") for way in ("none", "slices"))
         assert whole.keys() == sliced.keys() and any("optimizer" in key for key in whole)

@@ -146,19 +146,22 @@ def test_a_closed_server_refuses_at_once():
 def test_a_forked_child_does_not_keep_the_port_open():
     one = Server(["127.0.0.1"], SECRET, answer)
     waits, goes_on = os.pipe()
+    is_there, says = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(goes_on)
+        os.write(says, b"x")
         os.read(waits, 1)
         os._exit(0)
     try:
+        os.read(is_there, 1)
         assert ask(one.addresses[0], SECRET, "quick", SECONDS) == b"at once"
         one.close()
         with pytest.raises(ConnectionRefusedError):
             ask(one.addresses[0], SECRET, "quick", SECONDS)
     finally:
-        os.close(goes_on)
-        os.close(waits)
+        for end in (goes_on, waits, is_there, says):
+            os.close(end)
         os.waitpid(child, 0)
 
 

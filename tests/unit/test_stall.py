@@ -150,6 +150,18 @@ def test_the_5_minutes_begin_when_a_rank_is_lost(waiting):
     assert watch.ended
 
 
+def test_who_went_on_while_it_asked_keeps_still(waiting, monkeypatch, capsys):
+    watch = waiting(LOST[0])
+
+    def ask_all():
+        watch._progress = lambda: {"a": 5}
+        return {1: LOST[0]}
+
+    monkeypatch.setattr(watch, "ask_all", ask_all)
+    watch.after(400)
+    assert watch.ended is None and capsys.readouterr().err == ""
+
+
 def test_0_is_no_limit(waiting, monkeypatch):
     monkeypatch.setenv("GSNR_TF_STALL_SECONDS", "0")
     monkeypatch.setenv("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "0")
