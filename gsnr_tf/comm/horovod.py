@@ -17,6 +17,9 @@ _STALL_LIMITS = {
     "HOROVOD_STALL_CHECK_TIME_SECONDS": "60",
     "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800",
 }
+# Gloo's own limit (30 s) ends a job whose rank is paused. An elastic one goes on without
+# it, and should not wait for long.
+_PAUSE_LIMIT = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "300"}
 
 # So many ranks of a host send (r+1)/2 times the bytes of an allreduce through its link
 # if all ranks exchange at once, and twice as many without owners.
@@ -88,7 +91,8 @@ def load():
     """Returns `horovod.tensorflow`, initialised; raises as `imported` does."""
     hvd = imported()
     if not hvd.is_initialized():
-        for name, limit in _STALL_LIMITS.items():
+        limits = _STALL_LIMITS if elastic() else _STALL_LIMITS | _PAUSE_LIMIT
+        for name, limit in limits.items():
             os.environ.setdefault(name, limit)
         hvd.init()
     return hvd

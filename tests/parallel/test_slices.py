@@ -291,7 +291,7 @@ def asked_at_the_wrong_time():
 def test_a_rank_that_is_behind_is_named(on_ranks):
     message, _ = on_ranks(2, asked_at_the_wrong_time)
     assert "Rank 1 holds a part" in message
-    assert "1 updates and loads, asked for 2" in message
+    assert "had 1 updates and loads, and the rank that asks 2" in message
 
 
 def saved_model(sharding, float16):

@@ -1,0 +1,83 @@
+"""What the main thread of this process is doing, seen from another thread.
+
+Read off its stack, so that scripts, Keras and callbacks need not say it themselves.
+"""
+
+import dataclasses
+import functools
+import os
+import sys
+import sysconfig
+import threading
+from pathlib import Path
+
+_TRAINER = "keras/src/backend/tensorflow/trainer.py"
+# Part of a file's path, names of functions (none: any), and what a thread does in them.
+_SIGNS = [
+    ("keras/src/saving/", (), "saves"),
+    ("tensorflow/python/saved_model/", (), "saves"),
+    ("gsnr_tf/resilience/checkpoint", (), "saves"),
+    ("polymorphic_function/tracing_compilation.py", ("trace_function",), "compiles"),
+    (_TRAINER, ("evaluate", "test_on_batch"), "evaluates"),
+    (_TRAINER, ("predict", "predict_on_batch"), "predicts"),
+    ("keras/src/callbacks/callback_list.py", (), "calls back"),
+    (_TRAINER, ("fit", "train_on_batch"), "trains"),
+]
+_PARTS = [("calls back", "evaluates"), ("calls back", "predicts")]
+_LIBRARIES = (
+    *{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")},
+    str(Path(__file__).parents[1]) + os.sep,
+    "<",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """What a thread does.
+
+    Attributes:
+        kind: "trains" (in `fit`, between its callbacks), "calls back", "evaluates",
+            "predicts", "saves" (or loads), "compiles", "elsewhere" or "ended".
+        in_fit: Whether it is inside of `fit`.
+        where: "file:line" of the user's code that it is in, "" where there is none.
+    """
+
+    kind: str
+    in_fit: bool
+    where: str
+
+
+def of_main_thread():
+    """The `Phase` of the main thread."""
+    main = threading.main_thread()
+    frame = sys._current_frames().get(main.ident) if main.is_alive() else None
+    return of_frame(frame) if frame else Phase("ended", False, "")
+
+
+def of_frame(frame):
+    """The `Phase` of a thread whose innermost frame this is."""
+    kind, in_fit, where = "elsewhere", False, ""
+    while frame:
+        code = frame.f_code
+        sign, fits, users = _known(code.co_filename, code.co_name)
+        # A callback of `evaluate` is a part of it, one of `fit` is not.
+        if kind == "elsewhere" or (kind, sign) in _PARTS:
+            kind = sign
+        in_fit = in_fit or fits
+        if users and not where:
+            where = f"{os.path.basename(code.co_filename)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return Phase(kind, in_fit, where)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _known(path, name):
+    """What a function stands for: its sign, whether it is `fit`, and the user's own."""
+    path = path.replace(os.sep, "/")
+    signs = (
+        kind
+        for part, names, kind in _SIGNS
+        if part in path and (not names or name in names)
+    )
+    fits = name == "fit" and path.endswith(_TRAINER)
+    return next(signs, "elsewhere"), fits, not path.startswith(_LIBRARIES)

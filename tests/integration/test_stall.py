@@ -1,0 +1,63 @@
+"""Two ranks that train, of which one does not come to the next update."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.processes import horovodrun, run
+
+PROGRAM = Path(__file__).with_name("stalling_rank.py")
+SECONDS = 200
+LIMITS = {
+    "HOROVOD_STALL_CHECK_TIME_SECONDS": "2",
+    "GSNR_TF_STALL_SECONDS": "4",
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "120",
+    # Later than the 5 s for which an answer is waited for.
+    "HOROVOD_GLOO_TIMEOUT_SECONDS": "20",
+}
+
+
+def job(way, **environment):
+    return run(horovodrun(2, PROGRAM, way), SECONDS, **{**LIMITS, **environment})
+
+
+@pytest.mark.parametrize(
+    "way, text",
+    [
+        ("leaves", "rank 1 has left `fit`, and its script goes on (stalling_rank.py:"),
+        ("is paused", "rank 1 does not answer"),
+    ],
+)
+def test_a_lost_rank_is_named_and_ends_the_job(way, text):
+    ended = job(way)
+    assert ended.code != 0
+    assert f" s in update 6: {text}" in ended.output
+    assert "The job ends if that lasts for 4 s." in ended.output
+    assert "It gives up." in ended.output
+    # The script got an error, and could have handled it.
+    assert "Horovod has been shut down" in ended.output
+    assert "Process 0 exit with status code 1." in ended.output
+
+
+def test_a_rank_whose_script_has_ended_ends_the_wait_at_once():
+    ended = job("ends")
+    assert ended.code != 0
+    assert "Horovod has been shut down" in ended.output
+    assert "Rank 0 lost a rank: rank 1 has left `fit`, and its script has ended." in ended.output
+    assert "gives up" not in ended.output
+
+
+def test_a_rank_that_evaluates_is_told_and_waited_for():
+    done = job("evaluates")
+    assert done.code == 0, done.output
+    assert "s in update 6: rank 1 evaluates (stalling_rank.py:" in done.output
+    assert "rank 0 is done" in done.output and "rank 1 is done" in done.output
+
+
+@pytest.mark.parametrize("way, code", [("raises", 1), ("dies", 128 + signal.SIGKILL)])
+def test_a_rank_that_fails_is_seen_by_the_launcher(way, code):
+    ended = job(way)
+    assert ended.code != 0
+    assert f"Process 1 exit with status code {code}." in ended.output
+    assert "gives up" not in ended.output
