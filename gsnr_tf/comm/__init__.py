@@ -2,7 +2,7 @@
 
 import sys
 
-from gsnr_tf.comm import horovod
+from gsnr_tf.comm import error_file, horovod
 from gsnr_tf.comm.base import Communicator, native
 from gsnr_tf.comm.horovod import HorovodCommunicator
 from gsnr_tf.comm.local import LocalCommunicator
@@ -11,6 +11,9 @@ from gsnr_tf.comm.strategy import StrategyCommunicator
 ENGINES = ("auto", "local", "horovod", "strategy")
 
 __all__ = ["Communicator", "ENGINES", "choose", "native", "rank", "size"]
+
+# Before anything of a rank can fail that has to do with us.
+error_file.install()
 
 
 def _horovod_is_running():

@@ -1,6 +1,7 @@
 """Starts ranks by horovodrun, and sees to it that all of them end."""
 
 import dataclasses
+import importlib.util
 import os
 import signal
 import subprocess
@@ -12,7 +13,11 @@ from gsnr_tf.launch import check, hosts, supervise
 from gsnr_tf.launch.hosts import CannotStart
 from gsnr_tf.launch.output import Output
 
-_PATIENCE = 20.0  # seconds that horovodrun has to end its ranks
+_GRACE = 30.0  # seconds that ranks have to end in good order
+_HOROVODRUN = str(Path(__file__).with_name("horovodrun.py"))
+# Seconds more than that until horovodrun is ended, and what stands beside it. Each waits
+# for the one before, which in most cases has ended long before.
+_HOROVODRUN_SECONDS, _OUR_SECONDS = 20.0, 25.0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -33,6 +38,7 @@ class Job:
         interface: Name of the network interface, where Horovod shall not search.
         folder: Where to save each rank's output.
         only: The one rank whose output to show.
+        grace: Float, seconds that ranks have from being told to end to being ended.
     """
 
     command: list
@@ -49,6 +55,7 @@ class Job:
     interface: str | None = None
     folder: str | None = None
     only: int | None = None
+    grace: float = _GRACE
 
     def validate(self):
         """Raises `CannotStart` for what cannot be; fills in `ranks`."""
@@ -56,6 +63,11 @@ class Job:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CannotStart(f"A job has 1 rank or more. Received: {name}={value}")
+        if not 0 <= self.grace < float("inf"):
+            raise CannotStart(
+                "Ranks have 0 seconds or more to end in good order. "
+                f"Received: grace={self.grace}"
+            )
         if self.discovery:
             self._validate_elastic()
         elif self.min_ranks or self.max_ranks:
@@ -113,7 +125,8 @@ class Job:
         """The command that starts the ranks."""
         # --gloo: TensorFlow is not loaded once more to ask whether there is MPI.
         # --disable-cache: nothing in the home folder, and no outdated check.
-        made = [str(_horovodrun()), "--gloo", "--disable-cache", "-np", str(self.ranks)]
+        made = [sys.executable, _HOROVODRUN, "--gloo", "--disable-cache"]
+        made += ["-np", str(self.ranks)]
         if self.hosts is not None:
             made += ["-H", ",".join(f"{host}:{n}" for host, n in self.hosts.items())]
         if self.discovery:
@@ -135,6 +148,9 @@ class Job:
             *made,
             sys.executable,
             supervise.__file__,
+            "--rank",
+            "--grace",
+            str(self.grace),
             sys.executable,
             *self.command,
         ]
@@ -149,12 +165,16 @@ class Job:
             CannotStart: See `validate` and `check`.
         """
         self.validate()
-        _horovodrun()
+        if importlib.util.find_spec("horovod") is None:
+            raise CannotStart(
+                f"There is no Horovod in {sys.prefix}. Install it with "
+                "`bash horovod_scripts/install_horovod.sh`."
+            )
         self.check()
         if self.folder:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
         output = Output(self.max_ranks or self.ranks, self.folder, self.only)
-        with _Running(self.horovodrun()) as running:
+        with _Running(self.horovodrun(), self.grace) as running:
             for line in running.lines():
                 output.take(line)
             code = running.wait()
@@ -164,19 +184,8 @@ class Job:
             return 128 + running.received
         if code:
             print(f"\n{output.explanation()}", end="", file=sys.stderr, flush=True)
-            failed = output.culprit()
-            return failed[1] if failed else code
+            return output.exit_code() or code
         return 0
-
-
-def _horovodrun():
-    program = Path(sys.executable).with_name("horovodrun")
-    if not program.exists():
-        raise CannotStart(
-            f"There is no horovodrun beside {sys.executable}. Install Horovod with "
-            "`bash horovod_scripts/install_horovod.sh`."
-        )
-    return program
 
 
 class _Running:
@@ -186,17 +195,23 @@ class _Running:
         received: Number of the signal that told this process to stop, or `None`.
     """
 
-    def __init__(self, command):
+    def __init__(self, command, grace):
         self.received = None
+        self._grace = grace
+        beside = [supervise.__file__, "--grace", str(grace + _HOROVODRUN_SECONDS)]
         self._process = subprocess.Popen(
-            [sys.executable, supervise.__file__, *command],
+            [sys.executable, *beside, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             # Errors only: at level 1 every rank tells about its CPU's instructions.
-            env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
+            env={
+                "TF_CPP_MIN_LOG_LEVEL": "2",
+                **os.environ,
+                "GSNR_TF_GRACE": str(grace),
+            },
             # Ctrl-C is for this process, which then ends the others in good order.
             start_new_session=True,
         )
@@ -216,7 +231,7 @@ class _Running:
         if self.received is None:
             print("\nEnding the ranks...", file=sys.stderr, flush=True)
             self._process.terminate()
-            timer = threading.Timer(_PATIENCE, self._process.kill)
+            timer = threading.Timer(self._grace + _OUR_SECONDS, self._process.kill)
             timer.daemon = True
             timer.start()
         self.received = number

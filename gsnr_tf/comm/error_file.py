@@ -1,0 +1,54 @@
+"""The error that ends a rank, written down for the launcher.
+
+Among the ranks of a job that failed one failed first, and the others for want of it.
+Their output does not always show which: errors that were handled are printed as well,
+and a rank may be ended before its exit code is known. So a rank that `gsnr-tf run`
+started records the exception that nothing caught, at the moment it is raised to the top,
+in a file that the supervisor beside it reads when it has ended.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+
+_LONGEST = 32_000  # characters of a message or a traceback, from its end
+
+
+def record(path, kind, error, trace):
+    """Writes the exception as JSON: time, type, message, traceback with its causes."""
+    lines = traceback.format_exception(kind, error, trace)
+    found = {
+        "time": time.time(),
+        "type": f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."),
+        "message": str(error)[-_LONGEST:],
+        "traceback": "".join(lines)[-_LONGEST:],
+    }
+    # Complete or not there: the rank may be killed while it writes.
+    aside = f"{path}.{os.getpid()}"
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(found, file)
+    os.replace(aside, path)
+
+
+def install():
+    """Records what nothing catches, where the launcher has asked for it.
+
+    Processes that the rank itself starts with `multiprocessing` are not the rank.
+    """
+    path = os.environ.get("GSNR_TF_ERROR_FILE")
+    if not path or multiprocessing.parent_process() is not None:
+        return
+    before = sys.excepthook
+
+    def hook(kind, error, trace):
+        try:
+            if issubclass(kind, Exception):
+                record(path, kind, error, trace)
+        except Exception:
+            pass  # what the rank has to say comes first
+        before(kind, error, trace)
+
+    sys.excepthook = hook
