@@ -73,7 +73,7 @@ def test_a_process_that_a_rank_starts_is_not_the_rank(hooked):
     path, _ = hooked
     child = multiprocessing.get_context("spawn").Process(target=_install_and_fail)
     child.start()
-    child.join(60)
+    child.join(300)
     assert child.exitcode == 1 and not path.exists()
 
 
