@@ -6,6 +6,7 @@ Those that Horovod has too, and that fail under Keras 3, bear its names.
 from gsnr_tf.callbacks.broadcast import BroadcastGlobalVariablesCallback
 from gsnr_tf.callbacks.metrics import MetricAverageCallback
 from gsnr_tf.callbacks.monitor import GSNRMonitor
+from gsnr_tf.callbacks.preemption import SaveOnPreemption
 from gsnr_tf.callbacks.ramp import BatchSizeRamp
 from gsnr_tf.callbacks.statistics import AverageBatchStatistics
 from gsnr_tf.callbacks.warmup import LearningRateWarmupCallback
@@ -17,4 +18,5 @@ __all__ = [
     "GSNRMonitor",
     "LearningRateWarmupCallback",
     "MetricAverageCallback",
+    "SaveOnPreemption",
 ]

@@ -39,13 +39,15 @@ def install():
     Processes that the rank itself starts with `multiprocessing` are not the rank.
     """
     path = os.environ.get("GSNR_TF_ERROR_FILE")
-    if not path or multiprocessing.parent_process() is not None:
+    if not path:
         return
     before = sys.excepthook
 
     def hook(kind, error, trace):
         try:
-            if issubclass(kind, Exception):
+            # Asked now: while such a process imports its modules it does not know yet.
+            is_rank = multiprocessing.parent_process() is None
+            if is_rank and issubclass(kind, Exception):
                 record(path, kind, error, trace)
         except Exception:
             pass  # what the rank has to say comes first

@@ -12,6 +12,7 @@ from pathlib import Path
 from gsnr_tf.launch import check, hosts, supervise
 from gsnr_tf.launch.hosts import CannotStart
 from gsnr_tf.launch.output import Output
+from gsnr_tf.resilience.preemption import EXIT_CODE
 
 _GRACE = 30.0  # seconds that ranks have to end in good order
 _HOROVODRUN = str(Path(__file__).with_name("horovodrun.py"))
@@ -39,6 +40,8 @@ class Job:
         folder: Where to save each rank's output.
         only: The one rank whose output to show.
         grace: Float, seconds that ranks have from being told to end to being ended.
+        max_restarts: Int, how often the job starts again when it fails, or is preempted
+            while this process is not.
     """
 
     command: list
@@ -56,6 +59,7 @@ class Job:
     folder: str | None = None
     only: int | None = None
     grace: float = _GRACE
+    max_restarts: int = 0
 
     def validate(self):
         """Raises `CannotStart` for what cannot be; fills in `ranks`."""
@@ -67,6 +71,11 @@ class Job:
             raise CannotStart(
                 "Ranks have 0 seconds or more to end in good order. "
                 f"Received: grace={self.grace}"
+            )
+        if self.max_restarts < 0:
+            raise CannotStart(
+                "A job starts again 0 times or more. "
+                f"Received: max_restarts={self.max_restarts}"
             )
         if self.discovery:
             self._validate_elastic()
@@ -158,8 +167,9 @@ class Job:
     def run(self):
         """Runs the job to its end; returns 0, or what the failed rank returned.
 
-        Ctrl-C and SIGTERM end all ranks. So does the end of this process, whatever
-        ends it.
+        Ctrl-C and SIGTERM tell all ranks to end, which have `grace` seconds for it. So
+        does the end of this process, whatever ends it. Where ranks have saved then,
+        the exit code is `gsnr_tf.resilience.preemption.EXIT_CODE`.
 
         Raises:
             CannotStart: See `validate` and `check`.
@@ -173,19 +183,35 @@ class Job:
         self.check()
         if self.folder:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
-        output = Output(self.max_ranks or self.ranks, self.folder, self.only)
-        with _Running(self.horovodrun(), self.grace) as running:
+        for restarts in range(self.max_restarts + 1):
+            code, stopped = self._run_once(restarts)
+            if code == 0 or stopped or restarts == self.max_restarts:
+                return code
+            print(f"Starts again, {restarts + 1} of {self.max_restarts}.", file=sys.stderr)
+
+    def _run_once(self, restarts):
+        """The exit code, and whether a signal to this process has stopped the job."""
+        ranks = self.max_ranks or self.ranks
+        output = Output(ranks, self.folder, self.only, append=restarts > 0)
+        with _Running(self.horovodrun(), self.grace, restarts) as running:
             for line in running.lines():
                 output.take(line)
             code = running.wait()
         output.close()
-        if running.received:
+        stopped = bool(running.received)
+        if output.preempted():
+            told = " Start the same command to go on." if stopped else ""
+            print(
+                f"\nThe ranks were told to end, and have saved.{told}", file=sys.stderr
+            )
+            return EXIT_CODE, stopped
+        if stopped:
             print(f"\nStopped by signal {running.received}.", file=sys.stderr)
-            return 128 + running.received
+            return 128 + running.received, stopped
         if code:
             print(f"\n{output.explanation()}", end="", file=sys.stderr, flush=True)
-            return output.exit_code() or code
-        return 0
+            return output.exit_code() or code, stopped
+        return 0, stopped
 
 
 class _Running:
@@ -195,7 +221,7 @@ class _Running:
         received: Number of the signal that told this process to stop, or `None`.
     """
 
-    def __init__(self, command, grace):
+    def __init__(self, command, grace, restarts):
         self.received = None
         self._grace = grace
         beside = [supervise.__file__, "--grace", str(grace + _HOROVODRUN_SECONDS)]
@@ -211,6 +237,7 @@ class _Running:
                 "TF_CPP_MIN_LOG_LEVEL": "2",
                 **os.environ,
                 "GSNR_TF_GRACE": str(grace),
+                "GSNR_TF_RESTARTS": str(restarts),
             },
             # Ctrl-C is for this process, which then ends the others in good order.
             start_new_session=True,
@@ -229,7 +256,11 @@ class _Running:
 
     def _stop(self, number, _):
         if self.received is None:
-            print("\nEnding the ranks...", file=sys.stderr, flush=True)
+            print(
+                f"\nEnding the ranks, which have {self._grace:g} seconds for it...",
+                file=sys.stderr,
+                flush=True,
+            )
             self._process.terminate()
             timer = threading.Timer(self._grace + _OUR_SECONDS, self._process.kill)
             timer.daemon = True

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gsnr_tf.launch import supervise
+from gsnr_tf.resilience.preemption import EXIT_CODE
 
 _FROM_RANK = re.compile(r"\[(\d+)\]<(stdout|stderr)>:(.*)", re.DOTALL)
 _EXIT = re.compile(r"Process (\d+) exit with status code (\d+)\.")
@@ -82,7 +83,7 @@ class _End:
     @property
     def failed_itself(self):
         """Whether an error of its own ended it, or something nobody asked for."""
-        if self.code == 0 or self.aftermath:
+        if self.code in (0, EXIT_CODE) or self.aftermath:
             return False
         return self.recorded or self.traceback or not self.told
 
@@ -95,9 +96,11 @@ class Output:
         folder: Where each rank's output is saved, in `rank-0.log` and so on, both
             streams in one file. `None` saves none.
         only: The one rank to show, without its number. `None` shows all.
+        append: Whether the files go on after what an earlier start has left there.
     """
 
-    def __init__(self, ranks, folder=None, only=None):
+    def __init__(self, ranks, folder=None, only=None, append=False):
+        self._mode = "a" if append else "w"
         self._digits = len(str(ranks - 1))
         self._only = only
         self._folder = Path(folder) if folder else None
@@ -171,7 +174,7 @@ class Output:
     def _file(self, rank):
         if rank not in self._files:
             path = self._path("rank", rank, "log")
-            self._files[rank] = path.open("w", encoding="utf-8")
+            self._files[rank] = path.open(self._mode, encoding="utf-8")
         return self._files[rank]
 
     def _path(self, kind, rank, suffix):
@@ -248,6 +251,13 @@ class Output:
         if not failed:
             return None
         return (certain or own or left or failed)[0]
+
+    def preempted(self):
+        """Whether ranks were told to end and have saved, and none failed."""
+        ends = self.ends()
+        return any(end.code == EXIT_CODE for end in ends) and not any(
+            end.failed_itself for end in ends
+        )
 
     def exit_code(self):
         """The one of the failed rank, unless it left with 0 or was ended; 0 for none."""
