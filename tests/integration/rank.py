@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,21 @@ if "bytes" in sys.argv:
     os.write(1, "\u00e9".encode()[1:] + b"\n 1%\r 2%\rdone")
     # Lives on in a session of its own, and would hold the output open.
     subprocess.Popen(["sleep", "600"], start_new_session=True)
+if "saves" in sys.argv:
+
+    def save(*_):
+        # Longer than Horovod waits, with more to say than a pipe holds.
+        print("saving " * 50_000, flush=True)
+        time.sleep(7)
+        (Path(sys.argv[-1]) / f"saved-{name}").touch()
+        sys.exit(75)
+
+    signal.signal(signal.SIGTERM, save)
+if "deaf" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if {"saves", "deaf"} & set(sys.argv):
+    print("asleep", flush=True)
+    time.sleep(600)
 if "sleep" in sys.argv:
     # A child of its own, which must end as well.
     child = subprocess.Popen(["sleep", "600"])

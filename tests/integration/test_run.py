@@ -148,7 +148,7 @@ def ends(process, number):
     """Exit code after a signal to the command alone; nobody may be left."""
     os.kill(process._process.pid, number)
     code = process.wait(SECONDS)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + SECONDS
     while process.family():
         assert time.monotonic() < deadline, (process.family(), process.output())
         time.sleep(0.1)

@@ -1,0 +1,85 @@
+"""SIGTERM to a job: ranks get the time to save, the job ends whole, and goes on."""
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_run import RANK, SECONDS, asleep, ends, gsnr_tf
+from tests.processes import Process
+
+TRAINING = Path(__file__).with_name("preempted_training.py")
+STEPS = 12  # batches of an epoch
+
+
+def ended(job):
+    """What both ranks said at their end; they must agree."""
+    told = re.findall(r"^(\d) \| ended (.*)$", job.output(), re.MULTILINE)
+    assert sorted(rank for rank, _ in told) == ["0", "1"], job.output()
+    first, second = (json.loads(line) for _, line in told)
+    assert first == second
+    return first
+
+
+@pytest.fixture
+def start():
+    """Starts `gsnr-tf run --np 2` with further arguments; ends what is left."""
+    jobs = []
+
+    def start(*arguments):
+        jobs.append(Process(*gsnr_tf("run", "--np", "2", *arguments)))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.end()
+
+
+def test_a_job_that_is_told_to_end_saves_and_the_same_command_goes_on(start, tmp_path):
+    command = [TRAINING, tmp_path / "saved", "from outside"]
+    job = start(*command)
+    asleep(job, 2)
+    assert ends(job, signal.SIGTERM) == 75, job.output()
+    assert "have saved. Start the same command to go on." in job.output()
+    assert "Traceback" not in job.output()
+    assert (tmp_path / "saved" / "latest").read_text() == f"preempted-{STEPS + 4}\n"
+
+    again = start(*command)
+    assert again.wait(SECONDS) == 0, again.output()
+    assert re.findall(r"^0 \| epoch (\d)$", again.output(), re.M) == ["1", "2"]
+    assert ended(again)["updates"] == STEPS + 4 + 2 * STEPS
+
+
+def test_ranks_that_are_preempted_alone_are_started_again(start, tmp_path):
+    options = ["--max-restarts", "2", "--output-dir", tmp_path / "logs"]
+    job = start(*options, TRAINING, tmp_path / "saved", "itself")
+    assert job.wait(SECONDS) == 0, job.output()
+    assert "Starts again, 1 of 2." in job.output()
+    assert "Starts again, 2 of 2." not in job.output()
+    log = (tmp_path / "logs" / "rank-0.log").read_text()
+    assert re.findall(r"^epoch (\d)$", log, re.M) == ["0", "1", "1", "2"]
+    assert ended(job)["updates"] == STEPS + 4 + 2 * STEPS
+
+
+def test_a_job_that_goes_on_failing_ends_with_the_last_failure(start, tmp_path):
+    job = start("--max-restarts", "1", RANK, "fail", tmp_path / "there")
+    assert job.wait(SECONDS) == 1, job.output()
+    assert job.output().count("Rank 1 failed: exit code 1.") == 2
+    assert job.output().count("Starts again") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ranks_may_take_longer_than_horovod_gives_them(start, tmp_path, number):
+    """Also when the launcher is gone without a word, and nobody reads what they print."""
+    job = start(RANK, "saves", tmp_path)
+    asleep(job, 2)
+    assert ends(job, number) == (75 if number == signal.SIGTERM else -number)
+    assert {path.name for path in tmp_path.iterdir()} == {"saved-0", "saved-1"}
+
+
+def test_ranks_that_do_not_end_are_ended(start):
+    job = start("--grace", "1", RANK, "deaf")
+    asleep(job, 2)
+    assert ends(job, signal.SIGTERM) == 143, job.output()
