@@ -5,7 +5,8 @@ depend.
 
 - Output that is not UTF-8 is shown with a replacement character. Horovod stops reading
   at such a byte, so that the rank waits for ever when the pipe is full.
-- A rank that is told to end gets the seconds in GSNR_TF_GRACE to do so, not 5.
+- A rank that is told to end gets the seconds in GSNR_TF_GRACE to do so, not 5; on other
+  hosts as well, to which ssh passes no signal on (see supervise.py).
 - The rendezvous server is the one of rendezvous.py.
 
 Nothing of Horovod's files changes. Horovod starts a process beside each rank by importing
@@ -16,6 +17,7 @@ Run by its path: importing gsnr_tf would load TensorFlow.
 import codecs
 import os
 import re
+import shlex
 import sys
 import threading
 import time
@@ -102,6 +104,25 @@ replace(safe_shell_exec, "terminate_executor_shell_and_children", end)
 _execute = replace(safe_shell_exec, "execute", execute)
 
 
+def replace_ssh():
+    from horovod.runner import gloo_run
+    from horovod.runner.common.util import env
+
+    supervise = shlex.join([sys.executable, os.path.join(_FOLDER, "supervise.py")])
+    grace = os.environ.get("GSNR_TF_GRACE", "5")
+
+    def remote_command(command, *arguments, **options):
+        """`command` is quoted, and begins the rank with `env NAME=VALUE ...`."""
+        if env.is_kubeflow_mpi():  # whose program passes no input on
+            return _remote_command(command, *arguments, **options)
+        (command,) = shlex.split(command)
+        command = shlex.quote(command.replace("; env ", "; env GSNR_TF_STDIN=1 ", 1))
+        ssh = _remote_command(command, *arguments, **options)
+        return f"{supervise} --ssh --grace {grace} {ssh}"
+
+    _remote_command = replace(gloo_run, "get_remote_command", remote_command)
+
+
 def replace_rendezvous():
     from horovod.runner import gloo_run
     from horovod.runner.common.util import network
@@ -133,6 +154,7 @@ def main():
 
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")
+    replace_ssh()
     replace_rendezvous()
     return launch.run_commandline()
 

@@ -1,6 +1,6 @@
 """Runs a command as long as somebody listens to what it prints.
 
-    python supervise.py [--grace SECONDS] [--rank] COMMAND ...
+    python supervise.py [--grace SECONDS] [--rank | --ssh] COMMAND ...
 
 Stands beside every rank on its host, and beside horovodrun. An ssh connection that
 ends takes nothing with it: the command at its far end goes on, and so would ranks
@@ -12,6 +12,11 @@ cannot keep the job waiting by holding its output open. When the rank has ended,
 line on the error stream reports how: `REPORT` and a JSON object with its exit `code`,
 the `time` in seconds since 1970, whether it was told to end (`ended`), and the `error`
 that it recorded in its error file (see gsnr_tf/comm/error_file.py), or null.
+
+With --ssh the command is the ssh that starts a rank on another host. It passes no signal
+on; so when it is to end, its standard input is closed, at which the supervisor at the far
+end, where GSNR_TF_STDIN is set, ends the rank as if the signal had come there. The
+connection stays until the rank has ended, for what it prints and returns.
 
 A file that needs nothing but Python, and is run by its path: importing gsnr_tf would
 load TensorFlow once more for each rank.
@@ -31,6 +36,7 @@ import time
 
 REPORT = "::gsnr_tf:: rank ended: "
 GRACE = 10.0  # seconds from asking a command to end to making it end
+_SSH_SECONDS = 5.0  # more than that for what comes through ssh
 _CHUNK = 1 << 16
 _PR_SET_PDEATHSIG = 1
 
@@ -124,7 +130,10 @@ class _Command:
             threading.Thread(target=self._end, daemon=True).start()
 
     def _end(self):
-        self.signal(signal.SIGTERM)
+        if self.process.stdin:
+            self.process.stdin.close()
+        else:
+            self.signal(signal.SIGTERM)
         try:
             self.process.wait(self._grace)
         except subprocess.TimeoutExpired:
@@ -135,6 +144,11 @@ class _Command:
         # An error or a hang-up, always reported.
         poller.register(sys.stdout.fileno(), 0)
         poller.poll()
+        self.end()
+
+    def end_at_end_of_input(self):
+        while os.read(0, _CHUNK):
+            pass
         self.end()
 
 
@@ -174,13 +188,17 @@ def _run_rank(arguments, grace):
     with tempfile.TemporaryDirectory(prefix="gsnr_tf-") as folder:
         error_file = os.path.join(folder, "error.json")
         environment["GSNR_TF_ERROR_FILE"] = error_file
+        through_ssh = environment.pop("GSNR_TF_STDIN", None)
         command = _run(
             arguments,
             environment,
             grace,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        if through_ssh:
+            threading.Thread(target=command.end_at_end_of_input, daemon=True).start()
         pipes = (command.process.stdout.fileno(), 1), (command.process.stderr.fileno(), 2)
         pumps = [_Pump(*pipe) for pipe in pipes]
         for pump in pumps:
@@ -200,10 +218,16 @@ def main(arguments):
     parser = argparse.ArgumentParser()
     parser.add_argument("--grace", type=float, default=GRACE)
     parser.add_argument("--rank", action="store_true")
+    parser.add_argument("--ssh", action="store_true")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
     if options.rank:
         return _run_rank(options.command, options.grace)
+    if options.ssh:
+        grace = options.grace + _SSH_SECONDS
+        return _wait(
+            _run(options.command, dict(os.environ), grace, stdin=subprocess.PIPE)
+        )
     return _wait(_run(options.command, dict(os.environ), options.grace))
 
 

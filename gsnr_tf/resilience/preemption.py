@@ -7,6 +7,10 @@ place is needed; `gsnr-tf run` passes it on to all ranks and waits `--grace` sec
 import signal
 import threading
 
+import tensorflow as tf
+
+from gsnr_tf import comm
+
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again later.
 EXIT_CODE = 75
 
@@ -40,10 +44,12 @@ class Notice:
     def _receive(self, *_):
         self.received = True
 
-    def on_any_rank(self, communicator):
+    def on_any_rank(self, communicator=None):
         """Whether any rank has received it: a collective, at one point of all ranks.
 
         Args:
-            communicator: The `Communicator`.
+            communicator: The `Communicator`; left out, the one of all ranks of the job.
         """
+        if communicator is None:
+            communicator = comm.choose("auto", tf.distribute.get_strategy())
         return any(communicator.gather(self.received, "gsnr.preemption"))

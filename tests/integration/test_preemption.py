@@ -1,14 +1,16 @@
 """SIGTERM to a job: ranks get the time to save, the job ends whole, and goes on."""
 
 import json
+import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.integration.test_run import RANK, SECONDS, asleep, ends, gsnr_tf
-from tests.processes import Process
+from tests.processes import Process, python
 
 TRAINING = Path(__file__).with_name("preempted_training.py")
 STEPS = 12  # batches of an epoch
@@ -77,6 +79,62 @@ def test_ranks_may_take_longer_than_horovod_gives_them(start, tmp_path, number):
     asleep(job, 2)
     assert ends(job, number) == (75 if number == signal.SIGTERM else -number)
     assert {path.name for path in tmp_path.iterdir()} == {"saved-0", "saved-1"}
+
+
+# Like ssh it passes input, output and the exit code, and no signal; what it has started
+# lives on when it is ended.
+SSH = """
+import os, subprocess, sys, threading
+
+def copy(source, target):
+    try:
+        while data := source.read1():
+            target.write(data)
+            target.flush()
+        target.close()
+    except OSError:
+        pass
+
+(at,) = [i for i, argument in enumerate(sys.argv) if argument == "192.0.2.1"]
+while sys.argv[at + 1] == "-o":
+    at += 2
+far = subprocess.Popen(["sh", "-c", " ".join(sys.argv[at + 1 :])],
+    stdin=-1, stdout=-1, stderr=-1, start_new_session=True)
+pairs = [(far.stdout, sys.stdout.buffer), (far.stderr, sys.stderr.buffer)]
+threads = [threading.Thread(target=copy, args=pair) for pair in pairs]
+into = threading.Thread(target=copy, args=(sys.stdin.buffer, far.stdin), daemon=True)
+for thread in (*threads, into):
+    thread.start()
+code = far.wait()
+for thread in threads:
+    thread.join()
+os._exit(code if code >= 0 else 255)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ranks_on_other_hosts_have_the_same_time(tmp_path, number):
+    """Through a stand-in for ssh, to a host that is this one and does not look so."""
+    ssh, saved = tmp_path / "bin" / "ssh", tmp_path / "saved"
+    ssh.parent.mkdir()
+    saved.mkdir()
+    ssh.write_text(f"#!{sys.executable}\n{SSH}")
+    ssh.chmod(0o755)
+    program = (
+        "import gsnr_tf.launch.check as check, sys; check.check = lambda *_: None; "
+        "from gsnr_tf import cli; sys.exit(cli.main())"
+    )
+    where = ["--hosts", "192.0.2.1:2", "--network-interface", "lo"]
+    job = Process(
+        *python("-c", program, "run", *where, RANK, "saves", saved),
+        PATH=f"{ssh.parent}:{os.environ['PATH']}",
+    )
+    try:
+        asleep(job, 2)
+        assert ends(job, number) == (75 if number == signal.SIGTERM else -number)
+        assert {path.name for path in saved.iterdir()} == {"saved-0", "saved-1"}
+    finally:
+        job.end()
 
 
 def test_ranks_that_do_not_end_are_ended(start):
