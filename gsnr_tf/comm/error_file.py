@@ -4,9 +4,13 @@ Among the ranks of a job that failed one failed first, and the others for want o
 Their output does not always show which: errors that were handled are printed as well,
 and a rank may be ended before its exit code is known. So a rank that `gsnr-tf run`
 started records the exception that nothing caught, at the moment it is raised to the top,
-in a file that the supervisor beside it reads when it has ended.
+in a file that the supervisor beside it reads when it has ended. A rank that leaves without
+an error writes that down as well: Horovod then ends the others, and they may end first.
 """
 
+import atexit
+import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -21,11 +25,16 @@ def record(path, kind, error, trace):
     """Writes the exception as JSON: time, type, message, traceback with its causes."""
     lines = traceback.format_exception(kind, error, trace)
     found = {
+        "left": False,
         "time": time.time(),
         "type": f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."),
         "message": str(error)[-_LONGEST:],
         "traceback": "".join(lines)[-_LONGEST:],
     }
+    _write(path, found)
+
+
+def _write(path, found):
     # Complete or not there: the rank may be killed while it writes.
     aside = f"{path}.{os.getpid()}"
     with open(aside, "w", encoding="utf-8") as file:
@@ -54,3 +63,18 @@ def install():
         before(kind, error, trace)
 
     sys.excepthook = hook
+
+
+@functools.cache
+def note_exit():
+    """Records when this rank leaves. Call it when Horovod is initialised: what is to be
+    done at exit is done in reverse order, and this must come before Horovod's part."""
+    path = os.environ.get("GSNR_TF_ERROR_FILE")
+    if path:
+        atexit.register(_leave, path)
+
+
+def _leave(path):
+    if multiprocessing.parent_process() is None and not os.path.exists(path):
+        with contextlib.suppress(OSError):
+            _write(path, {"left": True, "time": time.time()})

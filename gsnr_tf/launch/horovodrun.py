@@ -9,8 +9,8 @@ depend.
   hosts as well, to which ssh passes no signal on (see supervise.py).
 - The rendezvous server is the one of rendezvous.py.
 
-Nothing of Horovod's files changes. Horovod starts a process beside each rank by importing
-this file anew, so that what matters there is replaced on import, and the rest in `main`.
+Nothing of Horovod's files changes. Horovod starts a process beside each rank, which
+imports this file anew: what matters there is replaced on import, the rest in `main`.
 Run by its path: importing gsnr_tf would load TensorFlow.
 """
 

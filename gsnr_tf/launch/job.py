@@ -187,7 +187,8 @@ class Job:
             code, stopped = self._run_once(restarts)
             if code == 0 or stopped or restarts == self.max_restarts:
                 return code
-            print(f"Starts again, {restarts + 1} of {self.max_restarts}.", file=sys.stderr)
+            times = f"{restarts + 1} of {self.max_restarts}"
+            print(f"Starts again, {times}.", file=sys.stderr)
 
     def _run_once(self, restarts):
         """The exit code, and whether a signal to this process has stopped the job."""

@@ -58,6 +58,7 @@ class _End:
         recorded: Whether its error is the one that nothing caught, for certain.
         lines: Its traceback, or the last lines it wrote to standard error.
         traceback: Whether `lines` is one.
+        left: Whether it was leaving without an error, for certain.
         type, message: Of the recorded error; `None` where there is none.
     """
 
@@ -68,6 +69,7 @@ class _End:
     recorded: bool
     lines: list
     traceback: bool
+    left: bool = False
     type: str | None = None
     message: str | None = None
 
@@ -207,9 +209,13 @@ class Output:
     def _ended(self, rank, report):
         """Takes how a rank ended, from the supervisor beside it."""
         error, at = report["error"], report["time"]
+        left = bool(error and error["left"])
         if error:
-            lines, at = error["traceback"].splitlines(), error["time"]
+            at = error["time"]
+        if error and not left:
+            lines = error["traceback"].splitlines()
         else:
+            error = None
             lines = last_traceback(list(self._errors[rank]))
         self._ends.append(
             _End(
@@ -220,6 +226,7 @@ class Output:
                 recorded=bool(error),
                 lines=lines or list(self._errors[rank])[-_TOLD:],
                 traceback=bool(lines),
+                left=left,
                 type=error["type"] if error else None,
                 message=error["message"] if error else None,
             )
@@ -246,11 +253,14 @@ class Output:
         own = [end for end in ends if end.failed_itself]
         # A traceback of a rank that was told to end may be of an error it had handled.
         certain = [end for end in own if end.recorded or not end.told]
-        left = [end for end in ends if end.code == 0]
+        left = [end for end in ends if end.code == 0 or end.left]
         failed = [end for end in ends if end.code]
         if not failed:
             return None
-        return (certain or own or left or failed)[0]
+        # The others miss one, and only this one does not say so.
+        silent = [end for end in failed if not end.aftermath]
+        silent = silent if len(silent) == 1 else []
+        return (certain or own or left or silent or failed)[0]
 
     def preempted(self):
         """Whether ranks were told to end and have saved, and none failed."""
@@ -271,13 +281,14 @@ class Output:
         if cause is None:
             return "".join(self._of_horovodrun[-40:])
         saved = f" Its output: {self._file(cause.rank).name}" if self._folder else ""
-        if cause.code == 0:
-            others = [end for end in self.ends() if end.code]
-            first = f"Rank {cause.rank} left with exit code 0 while others were training"
+        others = [end for end in self.ends() if end.code and end.aftermath]
+        if others and not cause.failed_itself and not cause.aftermath:
+            how = "left with exit code 0" if cause.code == 0 else "took no part any more"
             return (
-                f"{first}: they cannot go on without it. All ranks must train the same "
-                f"number of steps.{saved}\nRank {others[0].rank} then failed: "
-                f"{meaning(others[0].code)}.\n" + "\n".join(others[0].lines) + "\n"
+                f"Rank {cause.rank} {how} while others were training: they cannot go on "
+                f"without it. All ranks must train the same number of steps.{saved}\n"
+                f"Rank {others[0].rank} then failed: {meaning(others[0].code)}.\n"
+                + "".join(f"{line}\n" for line in others[0].lines)
             )
         lines = cause.lines if cause.traceback else list(self._last[cause.rank])[-_TOLD:]
         how = "" if cause.told else f": {meaning(cause.code)}"

@@ -11,12 +11,12 @@ gone can still print, and so end in good order; a process that the rank left beh
 cannot keep the job waiting by holding its output open. When the rank has ended, one
 line on the error stream reports how: `REPORT` and a JSON object with its exit `code`,
 the `time` in seconds since 1970, whether it was told to end (`ended`), and the `error`
-that it recorded in its error file (see gsnr_tf/comm/error_file.py), or null.
+or the leave that it recorded in its error file (gsnr_tf/comm/error_file.py), or null.
 
-With --ssh the command is the ssh that starts a rank on another host. It passes no signal
-on; so when it is to end, its standard input is closed, at which the supervisor at the far
-end, where GSNR_TF_STDIN is set, ends the rank as if the signal had come there. The
-connection stays until the rank has ended, for what it prints and returns.
+With --ssh the command is the ssh that starts a rank on another host. It passes no
+signal on; so when it is to end, its standard input is closed, at which the supervisor at
+the far end, where GSNR_TF_STDIN is set, ends the rank as if the signal had come there.
+The connection stays until the rank has ended, for what it prints and returns.
 
 A file that needs nothing but Python, and is run by its path: importing gsnr_tf would
 load TensorFlow once more for each rank.
@@ -199,8 +199,8 @@ def _run_rank(arguments, grace):
         )
         if through_ssh:
             threading.Thread(target=command.end_at_end_of_input, daemon=True).start()
-        pipes = (command.process.stdout.fileno(), 1), (command.process.stderr.fileno(), 2)
-        pumps = [_Pump(*pipe) for pipe in pipes]
+        sources = command.process.stdout, command.process.stderr
+        pumps = [_Pump(source.fileno(), at) for at, source in enumerate(sources, 1)]
         for pump in pumps:
             pump.start()
         code = _wait(command)

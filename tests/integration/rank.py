@@ -25,8 +25,8 @@ print(
     flush=True,
 )
 if "bytes" in sys.argv:
-    # More than pipes hold, on both streams, of which not all is UTF-8; a character in two
-    # pieces; a line that is never ended.
+    # More than pipes hold, on both streams, of which not all is UTF-8; a character in
+    # two pieces; a line that is never ended.
     for stream in (sys.stdout.buffer, sys.stderr.buffer):
         stream.write(b"caf\xe9\n" * 50_000)
         stream.flush()

@@ -74,7 +74,7 @@ def test_a_job_that_goes_on_failing_ends_with_the_last_failure(start, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_ranks_may_take_longer_than_horovod_gives_them(start, tmp_path, number):
-    """Also when the launcher is gone without a word, and nobody reads what they print."""
+    """Also when the launcher is gone without a word, and nobody reads their output."""
     job = start(RANK, "saves", tmp_path)
     asleep(job, 2)
     assert ends(job, number) == (75 if number == signal.SIGTERM else -number)

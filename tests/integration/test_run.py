@@ -104,7 +104,8 @@ FAILURES = {
     ("raises", 0): (1, "Rank 0 failed"),
     ("raises", 1, "recorded"): (1, "Rank 1 failed"),
     ("is killed", 1): (137, "Rank 1 failed: ended by signal 9"),
-    ("leaves", 0): (1, "Rank 0 left with exit code 0"),
+    ("leaves", 0): (1, "Rank 0 "),
+    ("leaves", 1, "recorded"): (1, "Rank 1 "),
     ("leaves a line open", 1): (3, "Rank 1 failed: exit code 3"),
 }
 
@@ -112,18 +113,20 @@ FAILURES = {
 @pytest.mark.parametrize("failure", FAILURES)
 def test_the_rank_that_failed_is_named_whoever_ends_first(failure, tmp_path):
     code, says = FAILURES[failure]
-    job = Process(*gsnr_tf("run", "--np", 2, "--output-dir", tmp_path, FAILING, *failure))
+    options = ["--np", 2, "--output-dir", tmp_path]
+    job = Process(*gsnr_tf("run", *options, FAILING, *failure))
     try:
         assert job.wait(SECONDS) == code, job.output()
         kind, rank, *recorded = failure
         *_, last = job.output().partition(f"\n{says}")
         assert last, job.output()
         assert kind != "raises" or last.endswith("ValueError: a row is missing\n")
+        assert kind != "leaves" or "while others were training" in last
         assert "horovodrun |" not in last
         for other in (0, 1):
             found = tmp_path / f"error-{other}.json"
-            if (kind, other) == ("leaves", rank):
-                assert not found.exists()
+            # One that leaves may be ended before it has.
+            if (kind, other) == ("leaves", rank) and not found.exists():
                 continue
             found = json.loads(found.read_text())
             assert found["cause"] == (other == rank)

@@ -83,6 +83,22 @@ def _install_and_fail():
     sys.exit(1)
 
 
+@pytest.mark.parametrize(
+    ("end", "left"), [("sys.exit(0)", True), ("sys.exit(3)", True), ("1 / 0", False)]
+)
+def test_a_rank_that_leaves_says_so(hooked, end, left):
+    path, _ = hooked
+    code = (
+        "import sys, runpy; found = runpy.run_path(sys.argv[1]); "
+        f"found['install'](); found['note_exit'](); {end}"
+    )
+    command = [sys.executable, "-c", code, error_file.__file__]
+    subprocess.run(command, capture_output=True, timeout=300)
+    found = json.loads(path.read_text())
+    assert found["left"] == left
+    assert (found.get("type") == "ZeroDivisionError") == (not left)
+
+
 def test_importing_the_package_is_enough(tmp_path):
     path = tmp_path / "error.json"
     ran = subprocess.run(

@@ -253,12 +253,15 @@ def said(rank, *lines, stream="stderr"):
     return "".join(f"[{rank}]<{stream}>:{line}\n" for line in lines)
 
 
-def ended(rank, code, at, told=False, error=None):
+def ended(rank, code, at, told=False, error=None, left=False):
     """What the supervisor beside a rank reports; `error` is lines of a traceback."""
-    if error:
+    if left:
+        error = {"left": True, "time": at}
+    elif error:
         kind, _, message = error[-1].partition(": ")
         trace = "\n".join(error)
         error = {"time": at, "type": kind, "message": message, "traceback": trace}
+        error["left"] = False
     report = {"code": code, "time": at, "ended": told, "error": error}
     return said(rank, supervise.REPORT + json.dumps(report))
 
@@ -367,11 +370,27 @@ def test_one_that_left_while_others_trained_is_named():
     assert output.exit_code() == 1
 
 
+def test_one_that_was_ended_while_it_left_is_named():
+    """Others end for want of it, at once, and then it is made to end."""
+    shut = said(0, *SHUT) + ended(0, 1, at=1)
+    # Of three ranks, one recorded that it left, before it was ended.
+    waiting = ended(2, 143, at=3, told=True)
+    output, *_ = taken(shut + waiting + ended(1, 143, at=2, told=True, left=True))
+    assert (output.culprit().rank, output.exit_code()) == (1, 1)
+    says = "Rank 1 took no part any more while others were training"
+    assert output.explanation().startswith(says)
+    # Of two ranks, it can only be the one that does not miss another.
+    output, *_ = taken(shut + ended(1, 143, at=2, told=True))
+    assert output.explanation().startswith(says)
+    assert output.explanation().splitlines()[2:] == SHUT
+
+
 def test_each_rank_that_failed_leaves_an_error_file(tmp_path):
     error = ["Traceback (most recent call last):", "ValueError: mine"]
     text = ended(1, 1, at=2.5, error=error) + said(0, *SHUT) + ended(0, 1, at=3)
     taken(text, folder=tmp_path)
-    found = [json.loads((tmp_path / f"error-{rank}.json").read_text()) for rank in (0, 1)]
+    paths = [tmp_path / f"error-{rank}.json" for rank in (0, 1)]
+    found = [json.loads(path.read_text()) for path in paths]
     assert [one["cause"] for one in found] == [False, True]
     assert found[0]["traceback"] == SHUT
     assert found[1] == {
