@@ -34,7 +34,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["gsnr_tf", "gsnr_tf.*"]),
     # Each room of the package explains itself in a README.
-    package_data={"": ["README.md"], "gsnr_tf.engine": ["docs/*.md"]},
+    package_data={"": ["README.md", "SECURITY.md"], "gsnr_tf.engine": ["docs/*.md"]},
     install_requires=[
         # 3.12 is the oldest Keras that TensorFlow 2.21 accepts, and the newest
         # for Python 3.10. The optimizers override methods that are private to

@@ -14,9 +14,13 @@
 #SBATCH --output=slurm-%j.log
 # For GPUs, one to a rank:
 ##SBATCH --gpus-per-node=4
-# Slurm tells this script two minutes before it kills the job, so that the ranks are
-# ended in good order.
+# Slurm tells this script two minutes before it kills the job, and the ranks have most of
+# that time (--grace below) to finish their update and save.
 #SBATCH --signal=B:TERM@120
+# With REQUEUE=1 in the environment a job whose ranks have saved (exit code 75, see
+# gsnr_tf.callbacks.SaveOnPreemption) goes back into the queue, and on from there.
+#SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
 
 if (($# == 0)); then
@@ -40,6 +44,7 @@ export TF_NUM_INTRAOP_THREADS=${TF_NUM_INTRAOP_THREADS:-$OMP_NUM_THREADS}
 "${GSNR_TF:-gsnr-tf}" run \
     --hosts "$hosts" \
     --output-dir "runs/slurm-${SLURM_JOB_ID:-0}" \
+    --grace "${GRACE:-90}" \
     "$@" &
 job=$!
 trap 'kill -TERM "$job"' TERM INT
@@ -50,4 +55,7 @@ while kill -0 "$job" 2>/dev/null; do
     status=0
     wait "$job" || status=$?
 done
+if ((status == 75)) && [[ ${REQUEUE:-} == 1 ]]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
 exit "$status"

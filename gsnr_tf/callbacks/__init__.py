@@ -7,6 +7,7 @@ from gsnr_tf.callbacks.broadcast import BroadcastGlobalVariablesCallback
 from gsnr_tf.callbacks.consistency import ConsistencyCheck, RanksDiffer
 from gsnr_tf.callbacks.metrics import MetricAverageCallback
 from gsnr_tf.callbacks.monitor import GSNRMonitor
+from gsnr_tf.callbacks.preemption import SaveOnPreemption
 from gsnr_tf.callbacks.ramp import BatchSizeRamp
 from gsnr_tf.callbacks.statistics import AverageBatchStatistics
 from gsnr_tf.callbacks.skipped import SkippedUpdates
@@ -21,5 +22,6 @@ __all__ = [
     "LearningRateWarmupCallback",
     "MetricAverageCallback",
     "RanksDiffer",
+    "SaveOnPreemption",
     "SkippedUpdates",
 ]

@@ -2,7 +2,7 @@
 
 import sys
 
-from gsnr_tf.comm import horovod
+from gsnr_tf.comm import error_file, horovod
 from gsnr_tf.comm.base import Communicator, RanksDiffer, native
 from gsnr_tf.comm.horovod import HorovodCommunicator
 from gsnr_tf.comm.local import LocalCommunicator
@@ -20,6 +20,9 @@ __all__ = [
     "rank",
     "size",
 ]
+
+# Before anything of a rank can fail that has to do with us.
+error_file.install()
 
 
 def _horovod_is_running():

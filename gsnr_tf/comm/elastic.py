@@ -1,7 +1,10 @@
 """Horovod jobs whose ranks come and go."""
 
 import contextlib
+import os
+import socket
 
+import psutil
 import tensorflow as tf
 
 from gsnr_tf.comm import horovod
@@ -25,6 +28,7 @@ def run(train, state):
     from horovod.common.exceptions import HostsUpdatedInterrupt
 
     hvd = horovod.load()
+    _listen_on_job_interface()
 
     class Member(State):
         sync = staticmethod(state.sync)
@@ -47,6 +51,30 @@ def run(train, state):
     member = Member(hvd.broadcast_object, hvd.rank)
     state.check_hosts = member.check_host_updates
     return run_fn(body, restart)(member)
+
+
+def _listen_on_job_interface():
+    """Where Horovod tells this rank of new hosts, strangers shall not reach it.
+
+    Horovod's service listens on all interfaces, though it is asked on the job's alone.
+    """
+    from horovod.runner.common.util import network
+
+    interface = os.environ.get("HOROVOD_GLOO_IFACE")
+    addresses = [
+        known.address
+        for known in psutil.net_if_addrs().get(interface, [])
+        if known.family == socket.AF_INET
+    ]
+    if not addresses or hasattr(network.find_port, "address"):
+        return
+    search = network.find_port
+
+    def find_port(server):
+        return search(lambda any_address: server((addresses[0], any_address[1])))
+
+    find_port.address = addresses[0]
+    network.find_port = find_port
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
+from gsnr_tf.comm import error_file
 from gsnr_tf.comm.base import Communicator, native
 from gsnr_tf.comm.peers import Peers
 from gsnr_tf.comm.route import Route
@@ -95,6 +96,7 @@ def load():
         for name, limit in limits.items():
             os.environ.setdefault(name, limit)
         hvd.init()
+    error_file.note_exit()
     return hvd
 
 

@@ -66,6 +66,22 @@ def add_arguments(parser):
         "--network-interface", metavar="NAME", help="such as eth0 (found by trying)"
     )
     parser.add_argument(
+        "--grace",
+        type=float,
+        default=Job.grace,
+        metavar="SECONDS",
+        help="from telling ranks to end to ending them (%(default)g), as when this is "
+        "stopped by SIGTERM; exit code 75 says that they have saved",
+    )
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start again up to N times when the job fails (%(default)s); the script "
+        "goes on from what it has saved",
+    )
+    parser.add_argument(
         "--output-dir",
         metavar="DIR",
         help="save what each rank prints, in DIR/rank-0.log, ...",
@@ -102,6 +118,8 @@ def job(args):
         ssh_identity=args.ssh_identity_file,
         interface=args.network_interface,
         folder=args.output_dir,
+        grace=args.grace,
+        max_restarts=args.max_restarts,
     )
 
 

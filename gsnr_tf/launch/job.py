@@ -1,6 +1,7 @@
 """Starts ranks by horovodrun, and sees to it that all of them end."""
 
 import dataclasses
+import importlib.util
 import os
 import signal
 import subprocess
@@ -11,8 +12,13 @@ from pathlib import Path
 from gsnr_tf.launch import check, hosts, supervise
 from gsnr_tf.launch.hosts import CannotStart
 from gsnr_tf.launch.output import Output
+from gsnr_tf.resilience.preemption import EXIT_CODE
 
-_PATIENCE = 20.0  # seconds that horovodrun has to end its ranks
+_GRACE = 30.0  # seconds that ranks have to end in good order
+_HOROVODRUN = str(Path(__file__).with_name("horovodrun.py"))
+# Seconds more than that until horovodrun is ended, and what stands beside it. Each waits
+# for the one before, which in most cases has ended long before.
+_HOROVODRUN_SECONDS, _OUR_SECONDS = 20.0, 25.0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -33,6 +39,9 @@ class Job:
         interface: Name of the network interface, where Horovod shall not search.
         folder: Where to save each rank's output.
         only: The one rank whose output to show.
+        grace: Float, seconds that ranks have from being told to end to being ended.
+        max_restarts: Int, how often the job starts again when it fails, or is preempted
+            while this process is not.
     """
 
     command: list
@@ -49,6 +58,8 @@ class Job:
     interface: str | None = None
     folder: str | None = None
     only: int | None = None
+    grace: float = _GRACE
+    max_restarts: int = 0
 
     def validate(self):
         """Raises `CannotStart` for what cannot be; fills in `ranks`."""
@@ -56,6 +67,16 @@ class Job:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CannotStart(f"A job has 1 rank or more. Received: {name}={value}")
+        if not 0 <= self.grace < float("inf"):
+            raise CannotStart(
+                "Ranks have 0 seconds or more to end in good order. "
+                f"Received: grace={self.grace}"
+            )
+        if self.max_restarts < 0:
+            raise CannotStart(
+                "A job starts again 0 times or more. "
+                f"Received: max_restarts={self.max_restarts}"
+            )
         if self.discovery:
             self._validate_elastic()
         elif self.min_ranks or self.max_ranks:
@@ -113,7 +134,8 @@ class Job:
         """The command that starts the ranks."""
         # --gloo: TensorFlow is not loaded once more to ask whether there is MPI.
         # --disable-cache: nothing in the home folder, and no outdated check.
-        made = [str(_horovodrun()), "--gloo", "--disable-cache", "-np", str(self.ranks)]
+        made = [sys.executable, _HOROVODRUN, "--gloo", "--disable-cache"]
+        made += ["-np", str(self.ranks)]
         if self.hosts is not None:
             made += ["-H", ",".join(f"{host}:{n}" for host, n in self.hosts.items())]
         if self.discovery:
@@ -135,6 +157,9 @@ class Job:
             *made,
             sys.executable,
             supervise.__file__,
+            "--rank",
+            "--grace",
+            str(self.grace),
             sys.executable,
             *self.command,
         ]
@@ -142,41 +167,52 @@ class Job:
     def run(self):
         """Runs the job to its end; returns 0, or what the failed rank returned.
 
-        Ctrl-C and SIGTERM end all ranks. So does the end of this process, whatever
-        ends it.
+        Ctrl-C and SIGTERM tell all ranks to end, which have `grace` seconds for it. So
+        does the end of this process, whatever ends it. Where ranks have saved then,
+        the exit code is `gsnr_tf.resilience.preemption.EXIT_CODE`.
 
         Raises:
             CannotStart: See `validate` and `check`.
         """
         self.validate()
-        _horovodrun()
+        if importlib.util.find_spec("horovod") is None:
+            raise CannotStart(
+                f"There is no Horovod in {sys.prefix}. Install it with "
+                "`bash horovod_scripts/install_horovod.sh`."
+            )
         self.check()
         if self.folder:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
-        output = Output(self.max_ranks or self.ranks, self.folder, self.only)
-        with _Running(self.horovodrun()) as running:
+        for restarts in range(self.max_restarts + 1):
+            code, stopped = self._run_once(restarts)
+            if code == 0 or stopped or restarts == self.max_restarts:
+                return code
+            times = f"{restarts + 1} of {self.max_restarts}"
+            print(f"Starts again, {times}.", file=sys.stderr)
+
+    def _run_once(self, restarts):
+        """The exit code, and whether a signal to this process has stopped the job."""
+        ranks = self.max_ranks or self.ranks
+        output = Output(ranks, self.folder, self.only, append=restarts > 0)
+        with _Running(self.horovodrun(), self.grace, restarts) as running:
             for line in running.lines():
                 output.take(line)
             code = running.wait()
         output.close()
-        if running.received:
+        stopped = bool(running.received)
+        if output.preempted():
+            told = " Start the same command to go on." if stopped else ""
+            print(
+                f"\nThe ranks were told to end, and have saved.{told}", file=sys.stderr
+            )
+            return EXIT_CODE, stopped
+        if stopped:
             print(f"\nStopped by signal {running.received}.", file=sys.stderr)
-            return 128 + running.received
+            return 128 + running.received, stopped
         if code:
             print(f"\n{output.explanation()}", end="", file=sys.stderr, flush=True)
-            failed = output.culprit()
-            return failed[1] if failed else code
-        return 0
-
-
-def _horovodrun():
-    program = Path(sys.executable).with_name("horovodrun")
-    if not program.exists():
-        raise CannotStart(
-            f"There is no horovodrun beside {sys.executable}. Install Horovod with "
-            "`bash horovod_scripts/install_horovod.sh`."
-        )
-    return program
+            return output.exit_code() or code, stopped
+        return 0, stopped
 
 
 class _Running:
@@ -186,17 +222,24 @@ class _Running:
         received: Number of the signal that told this process to stop, or `None`.
     """
 
-    def __init__(self, command):
+    def __init__(self, command, grace, restarts):
         self.received = None
+        self._grace = grace
+        beside = [supervise.__file__, "--grace", str(grace + _HOROVODRUN_SECONDS)]
         self._process = subprocess.Popen(
-            [sys.executable, supervise.__file__, *command],
+            [sys.executable, *beside, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             # Errors only: at level 1 every rank tells about its CPU's instructions.
-            env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
+            env={
+                "TF_CPP_MIN_LOG_LEVEL": "2",
+                **os.environ,
+                "GSNR_TF_GRACE": str(grace),
+                "GSNR_TF_RESTARTS": str(restarts),
+            },
             # Ctrl-C is for this process, which then ends the others in good order.
             start_new_session=True,
         )
@@ -214,9 +257,13 @@ class _Running:
 
     def _stop(self, number, _):
         if self.received is None:
-            print("\nEnding the ranks...", file=sys.stderr, flush=True)
+            print(
+                f"\nEnding the ranks, which have {self._grace:g} seconds for it...",
+                file=sys.stderr,
+                flush=True,
+            )
             self._process.terminate()
-            timer = threading.Timer(_PATIENCE, self._process.kill)
+            timer = threading.Timer(self._grace + _OUR_SECONDS, self._process.kill)
             timer.daemon = True
             timer.start()
         self.received = number

@@ -1,24 +1,43 @@
 """Runs a command as long as somebody listens to what it prints.
 
-    python supervise.py COMMAND ...
+    python supervise.py [--grace SECONDS] [--rank | --ssh] COMMAND ...
 
 Stands beside every rank on its host, and beside horovodrun. An ssh connection that
 ends takes nothing with it: the command at its far end goes on, and so would ranks
 whose job was stopped. But its output then leads nowhere, which this sees at once.
 
+With --rank it also stands between the rank and its listener. A rank whose listener has
+gone can still print, and so end in good order; a process that the rank left behind
+cannot keep the job waiting by holding its output open. When the rank has ended, one
+line on the error stream reports how: `REPORT` and a JSON object with its exit `code`,
+the `time` in seconds since 1970, whether it was told to end (`ended`), and the `error`
+or the leave that it recorded in its error file (gsnr_tf/comm/error_file.py), or null.
+
+With --ssh the command is the ssh that starts a rank on another host. It passes no
+signal on; so when it is to end, its standard input is closed, at which the supervisor at
+the far end, where GSNR_TF_STDIN is set, ends the rank as if the signal had come there.
+The connection stays until the rank has ended, for what it prints and returns.
+
 A file that needs nothing but Python, and is run by its path: importing gsnr_tf would
 load TensorFlow once more for each rank.
 """
 
+import argparse
 import ctypes
+import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 
-_PATIENCE = 10.0  # seconds from asking a command to end to making it end
+REPORT = "::gsnr_tf:: rank ended: "
+GRACE = 10.0  # seconds from asking a command to end to making it end
+_SSH_SECONDS = 5.0  # more than that for what comes through ssh
+_CHUNK = 1 << 16
 _PR_SET_PDEATHSIG = 1
 
 
@@ -39,57 +58,180 @@ def share_of_cores(environment):
     return {k: str(v) for k, v in defaults.items() if k not in environment}
 
 
-def _signal_group(command, number):
-    try:
-        os.killpg(command.pid, number)
-    except ProcessLookupError:
-        pass
+class _Pump(threading.Thread):
+    """Passes on what the command prints, byte by byte as it comes.
+
+    Attributes:
+        at_line_start: Whether the last byte passed on was a line feed, or none was.
+    """
+
+    def __init__(self, source, target):
+        super().__init__(daemon=True)
+        self.at_line_start = True
+        self._source, self._target = source, target
+        self._ended, self._end = os.pipe()
+        os.set_blocking(source, False)
+
+    def run(self):
+        poller = select.poll()
+        poller.register(self._source, select.POLLIN)
+        poller.register(self._ended, select.POLLIN)
+        while True:
+            ready = [number for number, _ in poller.poll()]
+            try:
+                data = os.read(self._source, _CHUNK)
+            except BlockingIOError:
+                if self._ended in ready:
+                    return  # what is left behind holds the pipe, and does not print
+                continue
+            if not data:
+                return
+            self.at_line_start = data.endswith(b"\n")
+            self.write(data)
+
+    def write(self, data):
+        """Writes all of it; drops it where nobody listens any more."""
+        try:
+            while data:
+                data = data[os.write(self._target, data) :]
+        except OSError:
+            pass
+
+    def finish(self):
+        """Returns when all that the command has printed is passed on."""
+        os.write(self._end, b"x")
+        self.join()
 
 
-def _end(command):
-    """Asks the command and its descendants to end, then makes them."""
-    _signal_group(command, signal.SIGTERM)
-    try:
-        command.wait(_PATIENCE)
-    except subprocess.TimeoutExpired:
-        _signal_group(command, signal.SIGKILL)
+class _Command:
+    """The command, in a process group of its own, which can be ended as one."""
 
+    def __init__(self, arguments, environment, grace, **pipes):
+        self.ended = False
+        self._grace = grace
+        self.process = subprocess.Popen(
+            arguments,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            **pipes,
+        )
 
-def _end_when_unheard(command):
-    poller = select.poll()
-    poller.register(sys.stdout.fileno(), 0)  # an error or a hang-up, always reported
-    poller.poll()
-    _end(command)
+    def signal(self, number):
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def end(self, *_):
+        """Asks the command and its descendants to end, and makes them later."""
+        if not self.ended:
+            self.ended = True
+            threading.Thread(target=self._end, daemon=True).start()
+
+    def _end(self):
+        if self.process.stdin:
+            self.process.stdin.close()
+        else:
+            self.signal(signal.SIGTERM)
+        try:
+            self.process.wait(self._grace)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGKILL)
+
+    def end_when_unheard(self):
+        poller = select.poll()
+        # An error or a hang-up, always reported.
+        poller.register(sys.stdout.fileno(), 0)
+        poller.poll()
+        self.end()
+
+    def end_at_end_of_input(self):
+        while os.read(0, _CHUNK):
+            pass
+        self.end()
 
 
 def _die_with_parent():
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def main(arguments):
-    """Runs the command; returns its exit code, 128 + signal where one ended it."""
-    environment = dict(os.environ)
-    if "HOROVOD_LOCAL_SIZE" in environment:
-        environment.update(share_of_cores(environment))
-    command = subprocess.Popen(
-        arguments,
-        env=environment,
-        # A group of its own, which can be ended as one.
-        start_new_session=True,
-        preexec_fn=_die_with_parent,
-    )
+def _read(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
+
+
+def _run(arguments, environment, grace, **pipes):
+    """The command, started and watched."""
+    command = _Command(arguments, environment, grace, **pipes)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(
-            number, lambda *_: threading.Thread(target=_end, args=[command]).start()
-        )
-    threading.Thread(target=_end_when_unheard, args=[command], daemon=True).start()
-    code = command.wait()
+        signal.signal(number, command.end)
+    threading.Thread(target=command.end_when_unheard, daemon=True).start()
+    return command
+
+
+def _wait(command):
+    """The exit code of the command, of which nothing is left; 128 + signal."""
+    code = command.process.wait()
     # What the command has started and not ended itself.
-    _signal_group(command, signal.SIGKILL)
+    command.signal(signal.SIGKILL)
     return code if code >= 0 else 128 - code
 
 
+def _run_rank(arguments, grace):
+    environment = dict(os.environ)
+    if "HOROVOD_LOCAL_SIZE" in environment:
+        environment.update(share_of_cores(environment))
+    with tempfile.TemporaryDirectory(prefix="gsnr_tf-") as folder:
+        error_file = os.path.join(folder, "error.json")
+        environment["GSNR_TF_ERROR_FILE"] = error_file
+        through_ssh = environment.pop("GSNR_TF_STDIN", None)
+        command = _run(
+            arguments,
+            environment,
+            grace,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        if through_ssh:
+            threading.Thread(target=command.end_at_end_of_input, daemon=True).start()
+        sources = command.process.stdout, command.process.stderr
+        pumps = [_Pump(source.fileno(), at) for at, source in enumerate(sources, 1)]
+        for pump in pumps:
+            pump.start()
+        code = _wait(command)
+        report = {"code": code, "time": time.time(), "ended": command.ended}
+        report["error"] = _read(error_file)
+        for pump in pumps:
+            pump.finish()
+    start = "" if pumps[1].at_line_start else "\n"
+    pumps[1].write(f"{start}{REPORT}{json.dumps(report)}\n".encode())
+    return code
+
+
+def main(arguments):
+    """Runs the command; returns its exit code, 128 + signal where one ended it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--grace", type=float, default=GRACE)
+    parser.add_argument("--rank", action="store_true")
+    parser.add_argument("--ssh", action="store_true")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args(arguments)
+    if options.rank:
+        return _run_rank(options.command, options.grace)
+    if options.ssh:
+        grace = options.grace + _SSH_SECONDS
+        return _wait(
+            _run(options.command, dict(os.environ), grace, stdin=subprocess.PIPE)
+        )
+    return _wait(_run(options.command, dict(os.environ), options.grace))
+
+
 if __name__ == "__main__":
-    # Not sys.exit: a thread that still waits for the patience to end must not hold
-    # the exit up.
+    # Not sys.exit: a thread that still waits for the grace to end must not hold the
+    # exit up.
     os._exit(main(sys.argv[1:]))

@@ -109,7 +109,31 @@ def test_slurm(tmp_path):
     job = launched(tmp_path, "run_slurm.sh", TRAIN, **slurm(tmp_path, None))
     job.validate()
     assert job.hosts == {"node1": 4, "node2": 4}
-    assert (job.ranks, job.folder) == (8, "runs/slurm-17")
+    assert (job.ranks, job.folder, job.grace) == (8, "runs/slurm-17", 90)
+    # Slurm kills 120 seconds after its signal.
+    assert "#SBATCH --signal=B:TERM@120\n" in (SCRIPTS / "run_slurm.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "settings", "requeued"),
+    [(75, {"REQUEUE": "1"}, True), (75, {}, False), (1, {"REQUEUE": "1"}, False)],
+)
+def test_slurm_takes_a_job_back_that_has_saved(tmp_path, code, settings, requeued):
+    environment = slurm(tmp_path, None)
+    program(
+        tmp_path / "scontrol",
+        f'[ "$1" = show ] && echo node1 || echo "$@" >{tmp_path}/asked',
+    )
+    stand_in = program(tmp_path / "gsnr-tf", f"exit {code}")
+    ran = subprocess.run(
+        ["bash", SCRIPTS / "run_slurm.sh", TRAIN],
+        env={**os.environ, **environment, "GSNR_TF": stand_in, **settings},
+        timeout=SECONDS,
+    )
+    assert ran.returncode == code
+    asked = tmp_path / "asked"
+    assert asked.exists() == requeued
+    assert not requeued or asked.read_text() == "requeue 17\n"
 
 
 def test_slurm_passes_its_signal_on_and_waits_for_the_end(tmp_path):

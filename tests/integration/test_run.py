@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,9 +18,11 @@ import pytest
 from gsnr_tf.launch import CannotStart, Job, supervise
 from tests.integration.two_hosts import ADDRESSES, possible, two_hosts
 from tests.processes import Process, python
+from tests.unit.test_rendezvous import put, touching
 
 RANK = str(Path(__file__).with_name("rank.py"))
-SECONDS = 120
+FAILING = str(Path(__file__).with_name("failing_rank.py"))
+SECONDS = 300
 needs_two_hosts = pytest.mark.skipif(not possible(), reason="needs root, ip and sshd")
 
 
@@ -50,7 +53,7 @@ def failed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("OMP_NUM_THREADS", raising=False)
         patch.setenv("TF_NUM_INTRAOP_THREADS", "7")
-        command = [RANK, "fail", "two words"]
+        command = [RANK, "fail", "two words", str(folder / "rank 0 is there")]
         yield (
             in_process(command=command, ranks=2, folder=folder / "saved"),
             folder / "saved",
@@ -62,7 +65,7 @@ def test_each_rank_is_shown_with_its_number_and_saved(failed):
     told = introductions(out)
     assert set(told) == {0, 1}
     for rank, line in told.items():
-        assert line["arguments"] == ["fail", "two words"]
+        assert line["arguments"][:2] == ["fail", "two words"]
         assert line["path"] == os.environ["PATH"]
         assert line["threads"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
         assert line["tensorflow_threads"] == "7"
@@ -81,6 +84,61 @@ def test_the_traceback_of_the_failed_rank_comes_last(failed):
     assert "horovodrun" not in error
 
 
+def test_output_that_is_not_utf8_is_shown_whole_and_holds_nothing_up():
+    job = Process(*gsnr_tf("run", "--np", "2", RANK, "bytes"))
+    try:
+        assert job.wait(SECONDS) == 0, job.output()
+        lines = job.output().splitlines()
+        for rank in (0, 1):
+            assert lines.count(f"{rank} | caf\N{REPLACEMENT CHARACTER}") == 100_000
+            assert lines.count(f"{rank} | caf\u00e9") == 1
+            for shown in (" 1%", " 2%", "done"):
+                assert f"{rank} | {shown}" in lines
+    finally:
+        job.end()
+
+
+# How rank FAILING ends, the exit code of the job, and what is said first.
+FAILURES = {
+    ("raises", 1): (1, "Rank 1 failed"),
+    ("raises", 0): (1, "Rank 0 failed"),
+    ("raises", 1, "recorded"): (1, "Rank 1 failed"),
+    ("is killed", 1): (137, "Rank 1 failed: ended by signal 9"),
+    ("leaves", 0): (1, "Rank 0 "),
+    ("leaves", 1, "recorded"): (1, "Rank 1 "),
+    ("leaves a line open", 1): (3, "Rank 1 failed: exit code 3"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_the_rank_that_failed_is_named_whoever_ends_first(failure, tmp_path):
+    code, says = FAILURES[failure]
+    options = ["--np", 2, "--output-dir", tmp_path]
+    job = Process(*gsnr_tf("run", *options, FAILING, *failure))
+    try:
+        assert job.wait(SECONDS) == code, job.output()
+        kind, rank, *recorded = failure
+        *_, last = job.output().partition(f"\n{says}")
+        assert last, job.output()
+        assert kind != "raises" or last.endswith("ValueError: a row is missing\n")
+        assert kind != "leaves" or "while others were training" in last
+        assert "horovodrun |" not in last
+        for other in (0, 1):
+            found = tmp_path / f"error-{other}.json"
+            # One that leaves may be ended before it has.
+            if (kind, other) == ("leaves", rank) and not found.exists():
+                continue
+            found = json.loads(found.read_text())
+            assert found["cause"] == (other == rank)
+            if recorded and other == rank:
+                assert (found["type"], found["message"]) == (
+                    "ValueError",
+                    "a row is missing",
+                )
+    finally:
+        job.end()
+
+
 def asleep(process, ranks):
     """Waits until all ranks sleep."""
     deadline = time.monotonic() + SECONDS
@@ -93,7 +151,7 @@ def ends(process, number):
     """Exit code after a signal to the command alone; nobody may be left."""
     os.kill(process._process.pid, number)
     code = process.wait(SECONDS)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + SECONDS
     while process.family():
         assert time.monotonic() < deadline, (process.family(), process.output())
         time.sleep(0.1)
@@ -146,6 +204,39 @@ def test_a_host_that_is_unknown_is_named_before_anything_starts():
     job = Job(command=[RANK], hosts={"nowhere.invalid": 2})
     with pytest.raises(CannotStart, match="reached:\n  nowhere.invalid: ssh: "):
         job.run()
+
+
+def test_strangers_find_nothing_and_disturb_nothing(tmp_path):
+    """An elastic job on this machine: all of it listens on the loopback interface, and
+    its rendezvous server does nothing for those who do not know the token."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("#!/bin/sh\necho localhost:1\necho 127.0.0.1:1\n")
+    hosts.chmod(0o755)
+    options = ["--np", 2, "--host-discovery-script", hosts, "--network-interface", "lo"]
+    job = Process(*gsnr_tf("run", *options, FAILING, "waits", 0))
+    try:
+        asleep(job, 2)
+        listening = {
+            where.laddr.ip
+            for process in job.family()
+            for where in process.net_connections("inet")
+            if where.status == psutil.CONN_LISTEN
+        }
+        assert listening == {"127.0.0.1"}
+        (address,) = set(re.findall(r"\| asleep (\S+) (\d+)$", job.output(), re.M))
+        assert address[0].startswith(f"127.0.0.1:{address[1]}/")
+        before = job.output()
+        touched = tmp_path / "touched"
+        for path in ("/worker_addresses/localhost:0", "/global/0", "/x", "/"):
+            assert put(int(address[1]), path, touching(touched)) == 403
+        with socket.create_connection(("127.0.0.1", int(address[1]))) as stranger:
+            stranger.sendall(bytes(range(256)) * 400)
+        assert not touched.exists()
+        assert ends(job, signal.SIGTERM) == 143
+        after = job.output().removeprefix(before).split("\n")
+        assert "Traceback" not in "".join(after)
+    finally:
+        job.end()
 
 
 def supervised(*command, **options):

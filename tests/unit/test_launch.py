@@ -3,13 +3,14 @@
 import argparse
 import contextlib
 import io
+import json
 import signal
 import sys
 
 import pytest
 
 from gsnr_tf.commands import run as command
-from gsnr_tf.launch import CannotStart, check, environment, hosts
+from gsnr_tf.launch import CannotStart, check, environment, hosts, supervise
 from gsnr_tf.launch.output import Output, last_traceback, meaning
 from tests.processes import ROOT
 
@@ -132,8 +133,10 @@ def horovodrun(*arguments):
     job = parsed(*arguments)
     job.validate()
     line = job.horovodrun()
-    script = line.index(sys.executable)
-    return line[1:script], line[script + 3 :]
+    assert line[0] == sys.executable and line[1].endswith("horovodrun.py")
+    script = line.index(sys.executable, 1)
+    assert line[script + 2 : script + 5] == ["--rank", "--grace", "30.0"]
+    return line[2:script], line[script + 6 :]
 
 
 def test_options_reach_horovodrun_and_arguments_the_script():
@@ -238,21 +241,29 @@ def test_where_all_is_local_a_host_may_call_itself_what_it_likes(monkeypatch):
 
 # ---- output ---------------------------------------------------------------------
 
-OWN = """\
-[0]<stdout>:step 1
-[1]<stderr>:Traceback (most recent call last):
-[1]<stderr>:  File "train.py", line 3, in <module>
-[1]<stderr>:ValueError: mine
-[1]<stdout>:printed before, and here after
-[0]<stderr>:Traceback (most recent call last):
-[0]<stderr>:UnknownError: Horovod has been shut down. This was caused by
-Process 0 exit with status code 1.
-Terminating remaining workers after failure of Process 0.
-Process 1 exit with status code 7.
-Traceback (most recent call last):
-  File "horovodrun", line 8, in <module>
-RuntimeError: Horovod detected that one or more processes exited
-"""
+MINE = ["Traceback (most recent call last):", '  File "train.py"', "ValueError: mine"]
+SHUT = [
+    "Traceback (most recent call last):",
+    "  hvd.allreduce(x)",
+    "UnknownError: Horovod has been shut down. This was caused by an exception",
+]
+
+
+def said(rank, *lines, stream="stderr"):
+    return "".join(f"[{rank}]<{stream}>:{line}\n" for line in lines)
+
+
+def ended(rank, code, at, told=False, error=None, left=False):
+    """What the supervisor beside a rank reports; `error` is lines of a traceback."""
+    if left:
+        error = {"left": True, "time": at}
+    elif error:
+        kind, _, message = error[-1].partition(": ")
+        trace = "\n".join(error)
+        error = {"time": at, "type": kind, "message": message, "traceback": trace}
+        error["left"] = False
+    report = {"code": code, "time": at, "ended": told, "error": error}
+    return said(rank, supervise.REPORT + json.dumps(report))
 
 
 def taken(text, **options):
@@ -261,28 +272,140 @@ def taken(text, **options):
         output = Output(2, **options)
         for line in text.splitlines(keepends=True):
             output.take(line)
+        output.close()
     return output, out.getvalue(), error.getvalue()
 
 
 def test_the_cause_is_told_from_the_aftermath():
-    """Rank 0 ended first, but for want of rank 1."""
-    output, out, error = taken(OWN)
+    """Rank 0 ended first, but for want of rank 1, which was made to end."""
+    output, out, error = taken(
+        said(0, "step 1", stream="stdout")
+        + said(1, *MINE)
+        + said(1, "printed before, and here after", stream="stdout")
+        + said(0, *SHUT)
+        + ended(0, 1, at=1)
+        + "Process 0 exit with status code 1.\n"
+        + "Terminating remaining workers after failure of Process 0.\n"
+        + ended(1, 143, at=2, told=True)
+        + "Process 1 exit with status code 143.\n"
+        + "Traceback (most recent call last):\n"
+        + '  File "horovodrun", line 8, in <module>\n'
+        + "RuntimeError: Horovod detected that one or more processes exited\n"
+    )
     assert out == "0 | step 1\n1 | printed before, and here after\n"
-    assert output.culprit() == (1, 7)
-    assert output.explanation().splitlines() == [
-        "Rank 1 failed: exit code 7.",
-        "Traceback (most recent call last):",
-        '  File "train.py", line 3, in <module>',
-        "ValueError: mine",
-    ]
-    assert "RuntimeError" not in error
+    assert output.culprit().rank == 1
+    assert output.explanation().splitlines() == ["Rank 1 failed.", *MINE]
+    # It was ended before it could return one of its own.
+    assert output.exit_code() == 1
+    assert "RuntimeError" not in error and supervise.REPORT not in error
+
+
+# What each rank prints and how it ends, and who is to blame. The reports arrive in any
+# order, and are lost with the connection to a rank's host.
+RUNS = {
+    "raises": ([(MINE, 1, 5, False), (SHUT, 1, 6, False)], 0),
+    "raises, reported late": ([(SHUT, 1, 5, False), (MINE, 1, 6, False)], 1),
+    "raises, then is ended": ([(SHUT, 1, 5, False), (MINE, 143, 6, True)], 1),
+    "raises, the other is ended": ([(MINE, 7, 5, False), ([], 143, 6, True)], 0),
+    "is killed": ([(SHUT, 1, 5, False), ([], 137, 4, False)], 1),
+    "aborts": ([(["what(): Connection closed by peer"], 134, 5, False),
+                (["F kernel failed"], 134, 4, False)], 1),
+    "leaves": ([([], 0, 4, False), (SHUT, 1, 5, False)], 0),
+    "prints a handled error": ([(MINE, 143, 6, True), ([], 3, 5, False)], 1),
+    "raises what quotes the other": (
+        [(["Traceback (most recent call last):", "  except HorovodInternalError:",
+           "ValueError: mine"], 1, 5, False), (SHUT, 1, 4, False)], 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("name", RUNS)
+def test_who_is_to_blame(name, order):
+    ranks, guilty = RUNS[name]
+    text = ""
+    for rank in order:
+        lines, code, at, told = ranks[rank]
+        text += said(rank, *lines) + ended(rank, code, at, told)
+    output, *_ = taken(text)
+    assert output.culprit().rank == guilty
+    assert f"Rank {guilty} " in output.explanation().splitlines()[0]
+    code = ranks[guilty][1]
+    assert output.exit_code() == (1 if code in (0, 143) else code)
+
+
+def test_a_recorded_error_counts_more_than_a_printed_one():
+    """Both were made to end, and both have printed an error that is not of the other."""
+    output, *_ = taken(
+        said(0, *MINE)
+        + said(1, *MINE)
+        + ended(0, 143, at=1, told=True)
+        + ended(1, 143, at=2, told=True, error=["KeyError: 'lost'"])
+    )
+    assert output.culprit().rank == 1
+    assert output.explanation().splitlines() == ["Rank 1 failed.", "KeyError: 'lost'"]
+
+
+@pytest.mark.parametrize("code", [1, 255])
+def test_a_rank_without_a_report_is_judged_by_what_it_printed(code):
+    text = said(0, *SHUT) + ended(0, 1, at=1)
+    output, *_ = taken(f"{text}Process 1 exit with status code {code}.\n")
+    assert (output.culprit().rank, output.exit_code()) == (1, code)
+    text = said(1, *SHUT) + ended(0, 7, at=1)
+    output, *_ = taken(f"{text}Process 1 exit with status code {code}.\n")
+    assert (output.culprit().rank, output.exit_code()) == (0, 7)
 
 
 def test_a_killed_rank_is_the_cause_though_it_says_nothing():
-    text = "[0]<stderr>:HorovodInternalError: x\nProcess 0 exit with status code 1.\n"
-    output, *_ = taken(f"{text}Process 1 exit with status code 139.\n")
-    assert output.culprit() == (1, 139)
+    output, *_ = taken(said(0, *SHUT) + ended(0, 1, at=1) + ended(1, 139, at=2))
+    assert (output.culprit().rank, output.exit_code()) == (1, 139)
     assert "ended by signal 11" in output.explanation()
+
+
+def test_one_that_left_while_others_trained_is_named():
+    output, *_ = taken(ended(1, 0, at=1) + said(0, *SHUT) + ended(0, 1, at=2))
+    first, second, *rest = output.explanation().splitlines()
+    assert first.startswith("Rank 1 left with exit code 0 while others were training")
+    assert second == "Rank 0 then failed: exit code 1."
+    assert rest == SHUT
+    assert output.exit_code() == 1
+
+
+def test_one_that_was_ended_while_it_left_is_named():
+    """Others end for want of it, at once, and then it is made to end."""
+    shut = said(0, *SHUT) + ended(0, 1, at=1)
+    # Of three ranks, one recorded that it left, before it was ended.
+    waiting = ended(2, 143, at=3, told=True)
+    output, *_ = taken(shut + waiting + ended(1, 143, at=2, told=True, left=True))
+    assert (output.culprit().rank, output.exit_code()) == (1, 1)
+    says = "Rank 1 took no part any more while others were training"
+    assert output.explanation().startswith(says)
+    # Of two ranks, it can only be the one that does not miss another.
+    output, *_ = taken(shut + ended(1, 143, at=2, told=True))
+    assert output.explanation().startswith(says)
+    assert output.explanation().splitlines()[2:] == SHUT
+
+
+def test_each_rank_that_failed_leaves_an_error_file(tmp_path):
+    error = ["Traceback (most recent call last):", "ValueError: mine"]
+    text = ended(1, 1, at=2.5, error=error) + said(0, *SHUT) + ended(0, 1, at=3)
+    taken(text, folder=tmp_path)
+    paths = [tmp_path / f"error-{rank}.json" for rank in (0, 1)]
+    found = [json.loads(path.read_text()) for path in paths]
+    assert [one["cause"] for one in found] == [False, True]
+    assert found[0]["traceback"] == SHUT
+    assert found[1] == {
+        "rank": 1,
+        "exit_code": 1,
+        "meaning": "exit code 1",
+        "time": 2.5,
+        "told_to_end": False,
+        "cause": True,
+        "type": "ValueError",
+        "message": "mine",
+        "traceback": error,
+    }
+    taken(ended(0, 0, at=1), folder=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_where_no_rank_failed_horovodrun_has_the_last_word():

@@ -1,0 +1,141 @@
+"""A training that is told to end saves what it has, and goes on when started again."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import keras
+
+from gsnr_tf import comm
+from gsnr_tf.optimizers.base import DistributedStep
+from gsnr_tf.resilience import checkpoint
+from gsnr_tf.resilience.preemption import EXIT_CODE, Notice
+
+_TAG = "preempted-"
+
+
+class SaveOnPreemption(keras.callbacks.Callback):
+    """Saves at SIGTERM and ends the program with exit code 75; goes on from there later.
+
+    When any rank receives SIGTERM while `fit` runs, the update is finished, all state
+    of model and optimizer is saved, and all ranks exit with
+    `gsnr_tf.resilience.preemption.EXIT_CODE`. The same program, started again on any
+    number of ranks, restores that when `fit` begins, and goes on with the epoch that was
+    interrupted, from its first batch, or with the next if it was over. When a training
+    ends in good order, what this callback has saved is deleted.
+
+    Use it on all ranks, last in the list of callbacks: those after it do not see the
+    end. Who sends SIGTERM decides how long saving may take: `gsnr-tf run --grace`.
+
+    Args:
+        folder: Path, one that all ranks share, for one `fit` alone.
+        engine: The `Engine` whose `fit` it is for. It then saves and restores by
+            `save_checkpoint` and `load_checkpoint`, and nothing is deleted.
+
+    Raises:
+        ValueError: `fit` begins with an optimizer that is not of this package.
+        CheckpointError: On all ranks, when `fit` begins: what was saved is damaged, or
+            does not fit; when it ends: it cannot be saved.
+    """
+
+    def __init__(self, folder, engine=None):
+        super().__init__()
+        self._folder, self._engine = Path(folder), engine
+        self._notice = Notice()
+        self._epoch = self._batch = 0
+        self._complete = False
+
+    def on_train_begin(self, logs=None):
+        optimizer = self.model.optimizer
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if not isinstance(inner, DistributedStep):
+            raise ValueError(
+                "SaveOnPreemption saves the state of optimizers of this package. "
+                f"Received a model compiled with {type(inner).__name__}: wrap it in "
+                "gsnr_tf.DistributedOptimizer."
+            )
+        self._comm = comm.choose("auto", self.model.distribute_strategy)
+        self._restore()
+        self._notice = Notice().__enter__()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._complete = epoch, False
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._batch = batch
+        # A window that is half full is on this rank alone, and cannot be saved.
+        if self._notice.received and self._between_updates():
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        steps = self.params.get("steps")
+        last = steps is not None and self._batch + 1 >= steps
+        self._complete = last or not self.model.stop_training
+
+    def on_train_end(self, logs=None):
+        self.model._initial_epoch = None
+        told = self._notice.on_any_rank(self._comm)
+        self._notice.__exit__()
+        if not told:
+            self._forget()
+            return
+        path = self._save()
+        if comm.rank() == 0:
+            print(
+                f"Told to end: {path} is saved. Start the same command to go on.",
+                file=sys.stderr,
+                flush=True,
+            )
+        sys.exit(EXIT_CODE)
+
+    # ---- what is saved and restored -----------------------------------------------
+
+    def _between_updates(self):
+        optimizer = self.model.optimizer
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        return int(inner._iterations) % int(inner.accumulation_steps) == 0
+
+    def _save(self):
+        tag = f"{_TAG}{int(self.model.optimizer.iterations)}"
+        state = {"epoch": self._epoch + self._complete}
+        if self._engine is not None:
+            self._engine.save_checkpoint(self._folder, tag, client_state=state)
+        else:
+            checkpoint.save(self._folder, tag, self.model, self._comm, {}, state)
+        return self._folder / tag
+
+    def _restore(self):
+        saved = checkpoint.together(
+            self._comm, lambda: checkpoint.locate(self._folder) is not None
+        )
+        # All load where one sees something: that tells those who see nothing.
+        if not any(self._comm.gather(saved, "gsnr.preemption")):
+            return
+        if not self.model.built:
+            raise ValueError(
+                f"{self._folder} has the state of a training to go on with, but the "
+                "model has no variables yet: begin it with keras.Input, or call it once "
+                "on a batch."
+            )
+        optimizer = self.model.optimizer
+        if not optimizer.built:
+            optimizer.build(self.model.trainable_variables)
+        if self._engine is not None:
+            path, state = self._engine.load_checkpoint(self._folder)
+        else:
+            path, _, state = checkpoint.load(
+                self._folder, None, self.model, self._comm
+            )
+        # Keras begins with this epoch, as it does for its own BackupAndRestore.
+        self.model._initial_epoch = state.get("epoch")
+        if comm.rank() == 0:
+            print(f"Goes on from {path}.", file=sys.stderr, flush=True)
+
+    def _forget(self):
+        if self._engine is not None or comm.rank():
+            return
+        newest = self._folder / "latest"
+        if newest.exists() and newest.read_text().startswith(_TAG):
+            newest.unlink()
+            for path in self._folder.glob(f"{_TAG}*"):
+                shutil.rmtree(path)

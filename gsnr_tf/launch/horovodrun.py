@@ -1,0 +1,163 @@
+"""horovodrun, with the parts replaced on which a job's output, its end and its safety
+depend.
+
+    python horovodrun.py OPTIONS OF HOROVODRUN COMMAND ...
+
+- Output that is not UTF-8 is shown with a replacement character. Horovod stops reading
+  at such a byte, so that the rank waits for ever when the pipe is full.
+- A rank that is told to end gets the seconds in GSNR_TF_GRACE to do so, not 5; on other
+  hosts as well, to which ssh passes no signal on (see supervise.py).
+- The rendezvous server is the one of rendezvous.py.
+
+Nothing of Horovod's files changes. Horovod starts a process beside each rank, which
+imports this file anew: what matters there is replaced on import, the rest in `main`.
+Run by its path: importing gsnr_tf would load TensorFlow.
+"""
+
+import codecs
+import os
+import re
+import shlex
+import sys
+import threading
+import time
+
+# Python puts this folder first, whose modules have names as others might.
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != _FOLDER]
+
+import psutil
+from horovod.runner.common.util import safe_shell_exec
+
+_LONGEST_LINE = 1 << 18  # characters
+_writing = threading.Lock()  # all ranks' output goes to one pipe, by whole lines
+_MARGIN = 10.0  # seconds more than the supervisor beside the rank takes
+
+
+def replace(module, name, new):
+    """Puts `new` in the place of what a module of Horovod calls by that name."""
+    if not hasattr(module, name):
+        raise SystemExit(
+            f"{module.__name__} has no {name}: this is not the Horovod that gsnr_tf "
+            "knows (0.28.1). Install it with horovod_scripts/install_horovod.sh."
+        )
+    old = getattr(module, name)
+    setattr(module, name, new)
+    return old
+
+
+def forward(source, stream, prefix, index, with_time):
+    """Writes what a rank prints to `stream`, each line after `[index]<prefix>:`.
+
+    Args:
+        source: Connection to read bytes from until its end.
+        stream: Text stream.
+        prefix: String, "stdout" or "stderr".
+        index: Int, the rank; `None` for programs that are no ranks.
+        with_time: Not supported, `gsnr-tf run` does not ask for it.
+    """
+    start = "" if index is None else f"[{index}]<{prefix}>:"
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    rest, data = "", True
+    while data:
+        data = os.read(source.fileno(), 1 << 16)
+        # A carriage return ends a line as well: that is how progress bars go on.
+        *lines, rest = re.split(
+            r"(?<=[\r\n])", rest + decoder.decode(data, final=not data)
+        )
+        # The end of a line may be long in coming, or never come.
+        if rest and (not data or len(rest) > _LONGEST_LINE):
+            lines.append(f"{rest}\n")
+            rest = ""
+        try:
+            with _writing:
+                stream.write("".join(start + line for line in lines))
+                stream.flush()
+        except (OSError, ValueError):
+            pass  # Nobody listens. But the rank must not wait, it may be saving.
+    source.close()
+
+
+def end(pid):
+    """Asks the program of a rank to end, and makes it and all its descendants later.
+
+    Runs in a thread of a process that ends when the program has.
+    """
+    try:
+        program = psutil.Process(pid)
+        program.terminate()
+        time.sleep(float(os.environ.get("GSNR_TF_GRACE", 5)) + _MARGIN)
+        for process in [*program.children(recursive=True), program]:
+            process.kill()
+    except psutil.NoSuchProcess:
+        pass
+
+
+def execute(command, *arguments, index=None, **options):
+    # No shell in between, which would not pass a signal on.
+    command = command if index is None else f"exec {command}"
+    return _execute(command, *arguments, index=index, **options)
+
+
+replace(safe_shell_exec, "prefix_connection", forward)
+replace(safe_shell_exec, "terminate_executor_shell_and_children", end)
+_execute = replace(safe_shell_exec, "execute", execute)
+
+
+def replace_ssh():
+    from horovod.runner import gloo_run
+    from horovod.runner.common.util import env
+
+    supervise = shlex.join([sys.executable, os.path.join(_FOLDER, "supervise.py")])
+    grace = os.environ.get("GSNR_TF_GRACE", "5")
+
+    def remote_command(command, *arguments, **options):
+        """`command` is quoted, and begins the rank with `env NAME=VALUE ...`."""
+        if env.is_kubeflow_mpi():  # whose program passes no input on
+            return _remote_command(command, *arguments, **options)
+        (command,) = shlex.split(command)
+        command = shlex.quote(command.replace("; env ", "; env GSNR_TF_STDIN=1 ", 1))
+        ssh = _remote_command(command, *arguments, **options)
+        return f"{supervise} --ssh --grace {grace} {ssh}"
+
+    _remote_command = replace(gloo_run, "get_remote_command", remote_command)
+
+
+def replace_rendezvous():
+    from horovod.runner import gloo_run
+    from horovod.runner.common.util import network
+
+    sys.path.insert(0, _FOLDER)
+    import rendezvous
+
+    sys.path.remove(_FOLDER)
+
+    class Plain:
+        """Stands for the module cloudpickle: dumps anything, loads plain data."""
+
+        dumps = staticmethod(network.cloudpickle.dumps)
+        loads = staticmethod(rendezvous.loads)
+
+    def run_command(command, address, interfaces, server, elastic=False):
+        port = server.listen(address)
+        address = f"{address}:{port}/{server.token}"
+        return _run_command(command, address, interfaces, port, elastic)
+
+    replace(network, "cloudpickle", Plain)
+    replace(gloo_run, "RendezvousServer", rendezvous.Rendezvous)
+    replace(gloo_run, "create_rendezvous_handler", lambda driver: driver)
+    _run_command = replace(gloo_run, "get_run_command", run_command)
+
+
+def main():
+    from horovod.runner import launch
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")
+    replace_ssh()
+    replace_rendezvous()
+    return launch.run_commandline()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
