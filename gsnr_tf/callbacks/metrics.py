@@ -35,7 +35,7 @@ class MetricAverageCallback(keras.callbacks.Callback):
         communicator = comm.choose("auto", self.model.distribute_strategy)
         reports = communicator.gather(mine, "gsnr.metrics")
         for name in sorted(set().union(*reports)):
-            by_rank = {r: report[name] for r, report in enumerate(reports) if name in report}
+            by_rank = {r: own[name] for r, own in enumerate(reports) if name in own}
             mean = _mean(name, by_rank)
             if name in mine:
                 logs[name] = tf.nest.map_structure(_choose, mean, logs[name])
