@@ -127,7 +127,7 @@ def test_what_has_drifted_is_named_on_all_ranks_at_the_epochs_end(on_ranks, name
 
 
 def test_a_check_within_an_epoch_finds_it_sooner(on_ranks):
-    arguments = DRIFTS["hidden/kernel"], "keras", 3, "stop", None, 2
+    arguments = DRIFTS["hidden/kernel"], "keras", 3, "stop", None, 3
     for error, _, _, batches in on_ranks(2, trained, *arguments):
         assert "hidden/kernel" in error
         assert batches == 3

@@ -188,7 +188,8 @@ def drifted(config, reaction, folder):
 
     class Drift(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if gsnr_tf.rank() == 1:
+            # After the last update, which would tell of it itself.
+            if gsnr_tf.rank() == 1 and batch == self.params["steps"] - 1:
                 model.trainable_variables[1].assign_add([0.25] * 16)
 
     told = []
