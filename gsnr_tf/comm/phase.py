@@ -36,15 +36,19 @@ class Phase:
     """What a thread does.
 
     Attributes:
-        kind: "trains" (in `fit`, between its callbacks), "calls back", "evaluates",
-            "predicts", "saves" (or loads), "compiles", "elsewhere" or "ended".
+        kind: "trains" (in `fit`, between its callbacks), "trains alone" (the same with
+            an optimizer of somebody else), "calls back", "evaluates", "predicts",
+            "saves" (or loads), "compiles", "elsewhere" or "ended".
         in_fit: Whether it is inside of `fit`.
         where: "file:line" of the user's code that it is in, "" where there is none.
+        call: Its innermost frame where it trains: the same object as long as it has not
+            come back from there.
     """
 
     kind: str
     in_fit: bool
     where: str
+    call: object = None
 
 
 def of_main_thread():
@@ -56,18 +60,30 @@ def of_main_thread():
 
 def of_frame(frame):
     """The `Phase` of a thread whose innermost frame this is."""
-    kind, in_fit, where = "elsewhere", False, ""
+    kind, in_fit, where, call = "elsewhere", False, "", frame
     while frame:
         code = frame.f_code
         sign, fits, users = _known(code.co_filename, code.co_name)
         # A callback of `evaluate` is a part of it, one of `fit` is not.
         if kind == "elsewhere" or (kind, sign) in _PARTS:
             kind = sign
+            if kind == "trains" and not _is_ours(frame.f_locals.get("self")):
+                kind = "trains alone"
         in_fit = in_fit or fits
         if users and not where:
             where = f"{os.path.basename(code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back
-    return Phase(kind, in_fit, where)
+    return Phase(kind, in_fit, where, call if kind == "trains" else None)
+
+
+def _is_ours(model):
+    """Whether ranks train this model together, as far as one can see."""
+    optimizer = getattr(model, "optimizer", None)
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return any(
+        kind.__module__.startswith("gsnr_tf.")
+        for kind in (*type(optimizer).__mro__, *type(inner).__mro__)
+    )
 
 
 @functools.lru_cache(maxsize=10_000)

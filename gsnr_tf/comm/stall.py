@@ -29,6 +29,7 @@ _WORDS = {
     "predicts": "predicts",
     "saves": "saves or loads",
     "compiles": "compiles",
+    "trains alone": "trains with an optimizer that others do not share",
 }
 
 
@@ -62,6 +63,7 @@ class Watch:
         self._progress = progress
         self._ranks, self._rank = [], 0
         self._known, self._was_in_fit, self._failed = {}, False, False
+        self._call = None
         self._rest()
 
     def _rest(self):
@@ -85,10 +87,11 @@ class Watch:
         }
 
     def run(self):
-        """Looks, for ever."""
-        while True:
-            time.sleep(min(_LOOK_SECONDS, tell_limit() / 4))
+        """Looks until the main thread ends."""
+        pause = min(_LOOK_SECONDS, tell_limit() / 4)
+        while threading.main_thread().is_alive():
             self.look()
+            threading.main_thread().join(pause)
 
     def look(self):
         """Notes whether the update goes on, and does what is due where it does not."""
@@ -100,14 +103,20 @@ class Watch:
             # The answers may have taken a while.
             if self._stuck():
                 self._judge(found)
+            else:
+                self._rest()
 
     def _stuck(self):
-        """Whether the main thread is in the same update as at the last look."""
+        """Whether the main thread is in the same update as at the last look.
+
+        It has not come back from the same call, and no share has changed.
+        """
         progress, now = self._progress(), phase.of_main_thread()
         self._was_in_fit = self._was_in_fit or now.in_fit
         self.waited = time.monotonic() - self._since
-        before, self._known = self._known, progress
-        return progress == before and now.kind == "trains"
+        same = progress == self._known and now.call is self._call
+        self._known, self._call = progress, now.call
+        return same and now.kind == "trains"
 
     def ask_all(self):
         """What each other rank says of itself: dict of rank and status."""
@@ -125,7 +134,10 @@ class Watch:
 
     def beside(self, status):
         """Whether a rank is in the same update as this one."""
-        return status["kind"] == "trains" and status["progress"] == self._known
+        # A share that only one of them still knows says nothing.
+        theirs = status.get("progress", {})
+        same = all(theirs.get(key, count) == count for key, count in self._known.items())
+        return same and status["kind"] == "trains"
 
     def _judge(self, found):
         missing = {r: status for r, status in found.items() if not self.beside(status)}
@@ -142,7 +154,8 @@ class Watch:
         text = f"{self._waits()}: {described(missing)}"
         speaks = all(rank > self._rank or rank in missing for rank in found)
         if not self._told and speaks:
-            limit = steward.lost_limit() if any(map(_lost, missing.values())) else busy_limit()
+            lost = any(map(_lost, missing.values()))
+            limit = steward.lost_limit() if lost else busy_limit()
             _say(f"{text}. The job ends if that lasts for {limit:.0f} s.")
         self._told = True
         if over and os.environ.get("HOROVOD_ELASTIC") != "1":

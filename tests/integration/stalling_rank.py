@@ -1,4 +1,4 @@
-"""A program for test_stall.py: after five updates of two ranks, something befalls rank 1."""
+"""A program for test_stall.py: after five updates something befalls rank 1 of 2."""
 
 import os
 import signal
@@ -48,7 +48,8 @@ class Slow(keras.callbacks.Callback):
         time.sleep(float(os.environ.get("SLOW", "1")))
 
 
-model = keras.Sequential([keras.Input((20,)), keras.layers.Dense(30), keras.layers.Dense(1)])
+layers = [keras.layers.Dense(30), keras.layers.Dense(1)]
+model = keras.Sequential([keras.Input((20,)), *layers])
 model.compile(optimizer=gsnr_tf.GSNRSGD(0.01), loss="mse")
 try:
     model.fit(x, x[:, :1], batch_size=8, epochs=2, verbose=0, callbacks=[Befall()])

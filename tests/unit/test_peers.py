@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from gsnr_tf.comm import peers, steward
+from gsnr_tf.comm import peers, stall, steward
 from gsnr_tf.comm.peers import PeerLost, Peers
 
 SECONDS = 30
@@ -26,9 +26,11 @@ class Share:
 
 
 @pytest.fixture(autouse=True)
-def no_steward(monkeypatch):
-    """This process shall end when the tests do, and not wait for ranks."""
+def no_threads(monkeypatch):
+    """This process waits for no ranks, neither now nor when the tests are over."""
     monkeypatch.setattr(steward, "serve_until_all_have_ended", lambda *_: None)
+    idle = stall.Watch(dict)
+    monkeypatch.setattr(stall, "watch", lambda _: idle)
 
 
 def together(*shares, told=lambda member: member):

@@ -1,10 +1,13 @@
 """What the stack of a thread says about what it does, asked for in the midst of it."""
 
+import sys
 import threading
 
 import keras
 import numpy as np
+import pytest
 
+import gsnr_tf
 from gsnr_tf.comm import phase
 
 
@@ -48,13 +51,56 @@ class Asking(keras.callbacks.Callback):
         self._layer.seen["call in fit"] = found
 
 
+OURS = {"gradient_accumulation_steps": 2, "sharding": "none"}
+
+
+@pytest.mark.parametrize(
+    "optimizer, trains",
+    [
+        (lambda: gsnr_tf.GSNRSGD(0.1, **OURS), "trains"),
+        (lambda: gsnr_tf.LossScaleOptimizer(gsnr_tf.GSNRSGD(0.1, **OURS)), "trains"),
+        (lambda: keras.optimizers.SGD(0.1), "trains alone"),
+        (lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()), "trains alone"),
+    ],
+)
+def test_who_trains_with_others(optimizer, trains):
+    layer = Asked()
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model.compile(optimizer=optimizer(), loss="mse", run_eagerly=True)
+    x = np.ones((4, 3), "float32")
+    layer.seen.clear()
+    model.fit(x, x[:, :1], verbose=0)
+    assert layer.seen["call"] == {(trains, True)}
+
+
+def test_a_call_is_the_same_object_until_it_returns():
+    first = phase.of_frame(sys._getframe())
+    assert first.call is None  # since nothing is trained
+    seen = []
+
+    class Asks(keras.layers.Dense):
+        def call(self, inputs):
+            seen.extend([phase.of_main_thread().call, phase.of_main_thread().call])
+            return super().call(inputs)
+
+    model = keras.Sequential([keras.Input((3,)), Asks(1)])
+    model.compile(optimizer=gsnr_tf.GSNRSGD(0.1, **OURS), loss="mse", run_eagerly=True)
+    x = np.ones((4, 3), "float32")
+    seen.clear()
+    model.fit(x, x[:, :1], batch_size=2, verbose=0)
+    depths = [id(call.f_back.f_back) for call in seen]
+    assert depths[0] == depths[1] and depths[2] == depths[3] and depths[0] != depths[2]
+
+
 def test_keras_on_the_stack(tmp_path):
     layer = Asked()
     model = keras.Sequential([keras.Input((3,)), layer])
     x = np.ones((4, 3), "float32")
     layer.seen.clear()
-    model.compile(optimizer="sgd", loss="mse", run_eagerly=True)
-    model.fit(x, x[:, :1], validation_data=(x, x[:, :1]), verbose=0, callbacks=[Asking(layer)])
+    ours = gsnr_tf.GSNRSGD(0.1, **OURS)
+    model.compile(optimizer=ours, loss="mse", run_eagerly=True)
+    asking = [Asking(layer)]
+    model.fit(x, x[:, :1], validation_data=(x, x[:, :1]), verbose=0, callbacks=asking)
     assert ("trains", True) in layer.seen["call in fit"]
     assert ("evaluates", True) in layer.seen["call in fit"]
     assert layer.seen["train batch ended"] == {("calls back", True)}

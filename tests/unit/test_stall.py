@@ -158,8 +158,15 @@ def test_who_went_on_while_it_asked_keeps_still(waiting, monkeypatch, capsys):
         return {1: LOST[0]}
 
     monkeypatch.setattr(watch, "ask_all", ask_all)
-    watch.after(400)
-    assert watch.ended is None and capsys.readouterr().err == ""
+    for seconds in (400, 401, 450):
+        watch.after(seconds)
+        assert watch.ended is None and capsys.readouterr().err == ""
+    assert watch.waited == 50
+
+
+def test_a_share_that_one_rank_has_let_go_does_not_part_them(waiting, capsys):
+    waiting({**TRAINS, "progress": {"a": 4, "b": 9}}, {**TRAINS, "progress": {}}).after(61)
+    assert capsys.readouterr().err == ""
 
 
 def test_0_is_no_limit(waiting, monkeypatch):
@@ -187,6 +194,17 @@ def test_an_update_or_another_occupation_begins_the_count_anew(waiting, monkeypa
     monkeypatch.setattr(phase, "of_main_thread", lambda: Phase("calls back", True, ""))
     watch.after(4000)
     assert watch.waited == 0 and watch.ended is None
+
+
+def test_another_call_begins_the_count_anew(waiting, monkeypatch):
+    """Steps that move none of our counters are somebody else's, and come and go."""
+    watch = waiting(LOST[0])
+    for seconds in range(1, 1000, 100):
+        call = object()
+        monkeypatch.setattr(phase, "of_main_thread", lambda: Phase("trains", True, "", call))
+        watch.after(seconds)
+        assert watch.waited == 0
+    assert watch.ended is None
 
 
 def test_an_error_of_horovod_is_explained(waiting, capsys):
