@@ -122,9 +122,10 @@ class UpdateHeader:
         prints = self._comm.all_reduce(prints, "gsnr.fingerprints")
         checks = []
         for column, (what, hint) in enumerate(_DIFFERENCES):
-            rank, there, here = map(tf.as_string, _first_other(table[:, column]))
+            rank, there, here = _first_other(table[:, column])
+            there, here = (tf.strings.as_string(n, shortest=True) for n in (there, here))
             message = tf.strings.join(
-                [f"The ranks have different {what}: rank ", rank, " has ", there]
+                [f"The ranks have different {what}: rank ", tf.as_string(rank), " has ", there]
                 + [", rank 0 has ", here, f". {hint}."]
             )
             checks.append(tf.debugging.Assert(alike[column], [message]))

@@ -207,8 +207,9 @@ def changed(what, sharding):
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(8, name="a"), keras.layers.Dense(1, name="b")]
     )
-    optimizer = gsnr_tf.GSNRAdam(0.01, gradient_accumulation_steps=2, sharding=sharding)
-    if sharding is None:
+    if sharding:
+        optimizer = gsnr_tf.GSNRAdam(0.01, gradient_accumulation_steps=2, sharding=sharding)
+    else:
         optimizer = gsnr_tf.DistributedOptimizer(keras.optimizers.Adam(0.01))
     model.compile(optimizer=optimizer, loss="mse")
     x = np.random.default_rng(gsnr_tf.rank()).normal(size=(16, 4)).astype("float32")
@@ -223,7 +224,7 @@ def changed(what, sharding):
             optimizer.save_own_variables(store)
     if what == "state":
         # All ranks wait until rank 1 has read the slots of rank 0.
-        gsnr_tf.comm.choose("auto", None or model.distribute_strategy).gather(0)
+        gsnr_tf.comm.choose("auto", model.distribute_strategy).gather(0)
         if gsnr_tf.rank() == 1:
             optimizer.load_own_variables(store)
     before = model.get_weights()
