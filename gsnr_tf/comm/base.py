@@ -119,13 +119,14 @@ class Communicator(abc.ABC):
         sent = [m.mean if weight is None else self.each(tf.multiply, m.mean, weight) for m in local]
         if riders is not None:
             own = riders if weight is None else tf.concat([riders, weight[None]], axis=0)
+            number = own.shape[0]
             sent[carrier] = tf.concat([sent[carrier], own], axis=0)
         elif weight is not None:
             weight = self.all_reduce(weight, f"{name}.weight")
         totals = [self.all_reduce(s, f"{name}.{i}.mean") for i, s in enumerate(sent)]
         if riders is not None:
-            size = local[carrier].mean.shape[0]
-            totals[carrier], riders = totals[carrier][:size], totals[carrier][size:]
+            total = totals[carrier]
+            totals[carrier], riders = total[:-number], total[-number:]
             if weight is not None:
                 riders, weight = riders[:-1], riders[-1]
         workers = float(self.workers)

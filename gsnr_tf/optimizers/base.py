@@ -350,7 +350,7 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
             scale = tf.cast(scale, self._layout.dtype)
             sample = [vector * scale for vector in sample]
         if weight is not None:
-            weight = tf.cast(weight, self._layout.dtype)
+            weight = tf.reshape(tf.cast(weight, self._layout.dtype), [])
             # The mean over no examples is NaN; it weighs nothing.
             sample = [tf.where(weight > 0, v, tf.zeros_like(v)) for v in sample]
         step = functools.partial(self._step, has_gradient)

@@ -16,7 +16,7 @@ def make_data(kind):
     # Rows of unequal length: what is behind them is masked.
     lengths = rng.integers(1, 5, ROWS)
     x[np.arange(4)[None] >= lengths[:, None]] = 0
-    weights = rng.uniform(0.1, 2.0, ROWS).astype("float32")
+    weights = rng.uniform(0.1, 2.0, (ROWS, 4)).astype("float32")
     parts = (x, y, weights) if "weight" in kind else (x, y)
     return tf.data.Dataset.from_tensor_slices(parts).batch(BATCH)
 
