@@ -17,9 +17,9 @@ _TAG = "preempted-"
 class SaveOnPreemption(keras.callbacks.Callback):
     """Saves at SIGTERM and ends the program with exit code 75; goes on from there later.
 
-    When any rank receives SIGTERM while `fit` runs, the update is finished, all state
-    of model and optimizer is saved, and all ranks exit with
-    `gsnr_tf.resilience.preemption.EXIT_CODE`. The same program, started again on any
+    When any rank receives SIGTERM while `fit` runs, the update is finished, and with
+    several ranks one more, by which all learn of it. All state of model and optimizer is
+    saved, and all ranks exit with `gsnr_tf.resilience.preemption.EXIT_CODE`. The same program, started again on any
     number of ranks, restores that when `fit` begins, and goes on with the epoch that was
     interrupted, from its first batch, or with the next if it was over. When a training
     ends in good order, what this callback has saved is deleted.

@@ -14,6 +14,8 @@ from tests.processes import Process, python
 
 TRAINING = Path(__file__).with_name("preempted_training.py")
 STEPS = 12  # batches of an epoch
+# After the update in which ranks are told, one more tells it to all.
+TOLD = STEPS + 5
 
 
 def ended(job):
@@ -46,23 +48,23 @@ def test_a_job_that_is_told_to_end_saves_and_the_same_command_goes_on(start, tmp
     assert ends(job, signal.SIGTERM) == 75, job.output()
     assert "have saved. Start the same command to go on." in job.output()
     assert "Traceback" not in job.output()
-    assert (tmp_path / "saved" / "latest").read_text() == f"preempted-{STEPS + 4}\n"
+    assert (tmp_path / "saved" / "latest").read_text() == f"preempted-{TOLD}\n"
 
     again = start(*command)
     assert again.wait(SECONDS) == 0, again.output()
     assert re.findall(r"^0 \| epoch (\d)$", again.output(), re.M) == ["1", "2"]
-    assert ended(again)["updates"] == STEPS + 4 + 2 * STEPS
+    assert ended(again)["updates"] == TOLD + 2 * STEPS
 
 
-def test_ranks_that_are_preempted_alone_are_started_again(start, tmp_path):
+def test_where_one_rank_is_told_to_end_all_save_and_are_started_again(start, tmp_path):
     options = ["--max-restarts", "2", "--output-dir", tmp_path / "logs"]
-    job = start(*options, TRAINING, tmp_path / "saved", "itself")
+    job = start(*options, TRAINING, tmp_path / "saved", "rank 0 alone")
     assert job.wait(SECONDS) == 0, job.output()
     assert "Starts again, 1 of 2." in job.output()
     assert "Starts again, 2 of 2." not in job.output()
     log = (tmp_path / "logs" / "rank-0.log").read_text()
     assert re.findall(r"^epoch (\d)$", log, re.M) == ["0", "1", "1", "2"]
-    assert ended(job)["updates"] == STEPS + 4 + 2 * STEPS
+    assert ended(job)["updates"] == TOLD + 2 * STEPS
 
 
 def test_a_job_that_goes_on_failing_ends_with_the_last_failure(start, tmp_path):
