@@ -7,49 +7,39 @@ a non-finite step before it has heard of the other workers. Both are wrong as so
 as there is a second worker.
 """
 
-import concurrent.futures
 import functools
 import types
 
 import keras
 import tensorflow as tf
 
-from gsnr_tf import comm
 from gsnr_tf.comm import native
-from gsnr_tf.optimizers import consensus, loss_weight
+from gsnr_tf.optimizers import loss_weight
+from gsnr_tf.optimizers.accumulation import AccumulatesWindows
 from gsnr_tf.optimizers.exclusions import path_of
-from gsnr_tf.optimizers.header import UpdateHeader
+from gsnr_tf.optimizers.meeting import MeetsWorkers
 from gsnr_tf.optimizers.skips import Skips
 from gsnr_tf.optimizers.state import Unsaved, WholeState
-from gsnr_tf.optimizers.window import Window
 from gsnr_tf.sharding.layout import BUCKET_BYTES, Layout
 from gsnr_tf.stats import Moments
 
 
-class DistributedStep(WholeState, keras.optimizers.Optimizer):
+class DistributedStep(
+    MeetsWorkers, AccumulatesWindows, WholeState, keras.optimizers.Optimizer
+):
     """A Keras optimizer whose updates are one decision of all workers.
 
     Stands behind a rule (a Keras optimizer, or `GSNROptimizer`) in the order of
     base classes and replaces `Optimizer`'s way from gradients to an update.
     """
 
-    communicator = "auto"
     bucket_bytes = BUCKET_BYTES
     # Updates in a row that may be skipped, since the gradient is not finite, before
     # training stops with an error; `None`: any number.
     max_consecutive_skips = 10
     # Whether the rule asks how far the samples differ; costs a second reduction.
     _needs_variance = False
-    # Whether the micro-batches of a worker are samples of their own.
-    _keeps_spread = False
-    _accumulated = ()
     _examples = None
-    # The number of micro-batches in a window, where it may change; see `vary_window`.
-    _varies = False
-    _window_size = None
-    # The workers, once they have met; see `connect`.
-    _comm = None
-    _header = None
     # Of an optimizer around this one that scales the loss: its config, as a string, and a
     # function that tells whether its scale may still fall.
     _scaled_by = ""
@@ -103,190 +93,7 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         self._signal = Unsaved(nan, self._layout.dtype, self._distribution_strategy)
         self._skips = Skips(self._distribution_strategy)
 
-    def _make_window(self):
-        self._window = Window(self._layout)
-        if self._keeps_spread:
-            self._window.keep_spread()
-        self._track_variable(self._window.weight)
-        # An attribute of its own, for tf.train.Checkpoint to find.
-        self._accumulated = self._window.views
-
-    def _meets_ranks(self):
-        """Whether the workers are ranks, of which nothing is known before they meet."""
-        return comm.expects_ranks(self.communicator, self._distribution_strategy)
-
-    def _choose_workers(self):
-        self._comm = comm.choose(self.communicator, self._distribution_strategy)
-
-    # ---- the workers -------------------------------------------------------------
-
-    @tf.autograph.experimental.do_not_convert
-    def connect(self, root=0):
-        """Meets the other workers: the first training step does this by itself.
-
-        Ranks compare what they must have alike, and all get the weights of rank `root`,
-        and its state if it has loaded any. All ranks must call it at one point. Further
-        calls do nothing, until `disconnect`.
-
-        Args:
-            root: Int, the rank.
-
-        Raises:
-            RanksDiffer: On all ranks: arguments, variables or their order differ.
-            ValueError: The workers there are cannot do with this optimizer, or it is
-                not built.
-        """
-        if self._connected:
-            return
-        if not self.built:
-            raise ValueError(f"{self.name} is not built: call `build` before `connect`.")
-        if self._meets_ranks():
-            # Asked here: Keras has the policy of a thread.
-            policy = keras.config.dtype_policy().name
-            _outside_of_traces(self._meet_ranks, policy, root)
-            self._comm.broadcast(self._trainable_variables, root)
-        else:
-            self.check_workers()
-        self._connected = True
-
-    def _meet_ranks(self, policy, root):
-        self._choose_workers()
-        if self._comm.workers > 1:
-            facts = {
-                "dtype policy": policy,
-                "a window that varies": self._varies,
-                "loss scaling": self._scaled_by,
-            }
-            facts = consensus.facts(self, self._trainable_variables, facts)
-            number, by_rank = self._comm.introduce(facts)
-            consensus.check(by_rank)
-            # Names of collectives, which Keras' own, counted in each process, cannot be.
-            self._collective = f"gsnr.{number}"
-            self._header = UpdateHeader(
-                self._comm, self._trainable_variables, self._layout.dtype
-            )
-        self.check_workers()
-        self._place_state(root)
-
-    def disconnect(self):
-        """Parts from the workers, in a job where they come and go. State stays, but for
-        what other ranks hold of it."""
-        if self._meets_ranks():
-            self._comm = self._header = None
-        self._connected = False
-
-    _connected = False
-    _collective = "gsnr"
-
-    @property
-    def connected(self):
-        """Whether the workers have met."""
-        return self._connected
-
-    @property
-    def header(self):
-        """The `UpdateHeader` of ranks that have met, else `None`."""
-        return self._header
-
-    def _place_state(self, root):
-        """Gives each rank what it keeps of the state."""
-
-    def check_workers(self):
-        """Raises where the rule cannot do with the workers there are."""
-
-    def share_state(self, root=0):
-        """Gives all ranks the state of one: of this class, all state is in variables."""
-
-    # ---- the window of accumulation ---------------------------------------------
-
-    @property
-    def accumulation_steps(self):
-        """Micro-batches of each worker in an update: an int, or a scalar int64 tensor
-        where they may change."""
-        if self._window_size is None:
-            return self.gradient_accumulation_steps or 1
-        return tf.convert_to_tensor(self._window_size)
-
-    def vary_window(self):
-        """Lets `set_accumulation_steps` change the window of a training under way.
-
-        Its size becomes part of the optimizer's state. To be called before `build`,
-        after loading as before saving.
-
-        Raises:
-            ValueError: The optimizer is already built.
-        """
-        if self.built and self._window_size is None:
-            raise ValueError(
-                "The accumulation window of this optimizer is fixed: it is already "
-                f"built. Received: {self.name}. Call `vary_window()`, or give `fit` "
-                "BatchSizeRamp, before the first step."
-            )
-        self._varies = True
-
-    def set_accumulation_steps(self, steps):
-        """Makes further updates of so many micro-batches of each worker.
-
-        Changes the train step without tracing it anew. All workers must call it alike,
-        outside of a step and at the end of a window. `iterations` still counts updates;
-        a schedule of Keras, which counts calls, would jump.
-
-        Args:
-            steps: Int, at least 1.
-
-        Raises:
-            ValueError: The window may not change, or has begun.
-        """
-        if self._window_size is None:
-            raise ValueError("Call `vary_window()` before the optimizer is built.")
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1. Received: steps={steps}")
-        calls, now = int(self._iterations), int(self.accumulation_steps)
-        if calls % now:
-            raise ValueError(
-                f"The window has begun: {calls % now} of {now} micro-batches are "
-                "accumulated. Change it after an update."
-            )
-        self._iterations.assign(calls // now * steps)
-        self._window_size.assign(steps)
-
-    @property
-    def iterations(self):
-        """Number of updates, as in Keras."""
-        if self._window_size is None:
-            return super().iterations
-        calls = tf.convert_to_tensor(self._iterations)
-        return calls // tf.cast(self.accumulation_steps, calls.dtype)
-
-    def whole_state(self):
-        window = self._window.weight if self._accumulated else None
-        return [variable for variable in self._all_state() if variable is not window]
-
-    def _all_state(self):
-        """State as `self.variables` has it: the weight of the window is among it."""
-        return self.variables
-
-    def window_state(self):
-        return [self._window.weight, *self._accumulated] if self._accumulated else []
-
-    def reset_window(self):
-        """Forgets what was accumulated since the last update: a window begins anew."""
-        if not self._accumulated:
-            return
-        self._window.restart()
-        calls, steps = int(self._iterations), int(self.accumulation_steps)
-        self._iterations.assign(calls // steps * steps)
-
-    def _count_of_calls(self):
-        return self._iterations
-
-    def _alone(self):
-        return self._comm is not None and self._comm.workers == 1
-
-    @property
-    def at_window_start(self):
-        """Whether nothing is accumulated: an update was the last thing done."""
-        return int(self._iterations) % int(self.accumulation_steps) == 0
+    # ---- what one may ask ---------------------------------------------------------
 
     @property
     def skipped_steps(self):
@@ -559,16 +366,6 @@ class DistributedStep(WholeState, keras.optimizers.Optimizer):
         ):
             if average is not None:
                 self._comm.update(variable, functools.partial(follow, average))
-
-
-def _outside_of_traces(fn, *args):
-    """Calls `fn(*args)` eagerly, though a train step be traced.
-
-    In a thread of its own, since tf.function notices variables that are made while it
-    traces, also within `tf.init_scope`, and would trace the step once more.
-    """
-    with concurrent.futures.ThreadPoolExecutor(1) as executor:
-        return executor.submit(fn, *args).result()
 
 
 def _after(value, tensors):

@@ -1,0 +1,114 @@
+"""Accumulation as an optimizer shows it: windows of micro-batches between updates."""
+
+import tensorflow as tf
+
+from gsnr_tf.optimizers.window import Window
+
+
+class AccumulatesWindows:
+    """The part of `DistributedStep` that counts micro-batches, and keeps their `Window`."""
+
+    # The vectors of the window, for tf.train.Checkpoint to find.
+    _accumulated = ()
+    # The number of micro-batches in a window, where it may change; see `vary_window`.
+    _varies = False
+    _window_size = None
+    # Whether the micro-batches of a worker are samples of their own.
+    _keeps_spread = False
+
+    def _make_window(self):
+        self._window = Window(self._layout)
+        if self._keeps_spread:
+            self._window.keep_spread()
+        self._track_variable(self._window.weight)
+        # An attribute of its own, for tf.train.Checkpoint to find.
+        self._accumulated = self._window.views
+
+    @property
+    def accumulation_steps(self):
+        """Micro-batches of each worker in an update: an int, or a scalar int64 tensor
+        where they may change."""
+        if self._window_size is None:
+            return self.gradient_accumulation_steps or 1
+        return tf.convert_to_tensor(self._window_size)
+
+    def vary_window(self):
+        """Lets `set_accumulation_steps` change the window of a training under way.
+
+        Its size becomes part of the optimizer's state. To be called before `build`,
+        after loading as before saving.
+
+        Raises:
+            ValueError: The optimizer is already built.
+        """
+        if self.built and self._window_size is None:
+            raise ValueError(
+                "The accumulation window of this optimizer is fixed: it is already "
+                f"built. Received: {self.name}. Call `vary_window()`, or give `fit` "
+                "BatchSizeRamp, before the first step."
+            )
+        self._varies = True
+
+    def set_accumulation_steps(self, steps):
+        """Makes further updates of so many micro-batches of each worker.
+
+        Changes the train step without tracing it anew. All workers must call it alike,
+        outside of a step and at the end of a window. `iterations` still counts updates;
+        a schedule of Keras, which counts calls, would jump.
+
+        Args:
+            steps: Int, at least 1.
+
+        Raises:
+            ValueError: The window may not change, or has begun.
+        """
+        if self._window_size is None:
+            raise ValueError("Call `vary_window()` before the optimizer is built.")
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1. Received: steps={steps}")
+        calls, now = int(self._iterations), int(self.accumulation_steps)
+        if calls % now:
+            raise ValueError(
+                f"The window has begun: {calls % now} of {now} micro-batches are "
+                "accumulated. Change it after an update."
+            )
+        self._iterations.assign(calls // now * steps)
+        self._window_size.assign(steps)
+
+    @property
+    def iterations(self):
+        """Number of updates, as in Keras."""
+        if self._window_size is None:
+            return super().iterations
+        calls = tf.convert_to_tensor(self._iterations)
+        return calls // tf.cast(self.accumulation_steps, calls.dtype)
+
+    def whole_state(self):
+        window = self._window.weight if self._accumulated else None
+        return [variable for variable in self._all_state() if variable is not window]
+
+    def _all_state(self):
+        """State as `self.variables` has it: the weight of the window is among it."""
+        return self.variables
+
+    def window_state(self):
+        return [self._window.weight, *self._accumulated] if self._accumulated else []
+
+    def reset_window(self):
+        """Forgets what was accumulated since the last update: a window begins anew."""
+        if not self._accumulated:
+            return
+        self._window.restart()
+        calls, steps = int(self._iterations), int(self.accumulation_steps)
+        self._iterations.assign(calls // steps * steps)
+
+    def _count_of_calls(self):
+        return self._iterations
+
+    def _alone(self):
+        return self._comm is not None and self._comm.workers == 1
+
+    @property
+    def at_window_start(self):
+        """Whether nothing is accumulated: an update was the last thing done."""
+        return int(self._iterations) % int(self.accumulation_steps) == 0

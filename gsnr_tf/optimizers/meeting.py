@@ -1,0 +1,117 @@
+"""The workers of an optimizer: how they meet, and what they make sure of then."""
+
+import concurrent.futures
+
+import keras
+import tensorflow as tf
+
+from gsnr_tf import comm
+from gsnr_tf.optimizers import consensus
+from gsnr_tf.optimizers.header import UpdateHeader
+
+
+class MeetsWorkers:
+    """The part of `DistributedStep` that knows who trains with whom.
+
+    Ranks meet at the first training step, and not before: Keras builds optimizers in any
+    process at any time. Replicas and a single process are known when it is built.
+    """
+
+    communicator = "auto"
+    # The workers, once they have met; see `connect`.
+    _comm = None
+    _header = None
+    _connected = False
+    # Prefix of the names of collectives.
+    _collective = "gsnr"
+
+    def _meets_ranks(self):
+        """Whether the workers are ranks, of which nothing is known before they meet."""
+        return comm.expects_ranks(self.communicator, self._distribution_strategy)
+
+    def _choose_workers(self):
+        self._comm = comm.choose(self.communicator, self._distribution_strategy)
+
+    @tf.autograph.experimental.do_not_convert
+    def connect(self, root=0):
+        """Meets the other workers: the first training step does this by itself.
+
+        Ranks compare what they must have alike, and all get the weights of rank `root`,
+        and its state if it has loaded any. All ranks must call it at one point. Further
+        calls do nothing, until `disconnect`.
+
+        Args:
+            root: Int, the rank.
+
+        Raises:
+            RanksDiffer: On all ranks: arguments, variables or their order differ.
+            ValueError: The workers there are cannot do with this optimizer, or it is
+                not built.
+        """
+        if self._connected:
+            return
+        if not self.built:
+            raise ValueError(f"{self.name} is not built: call `build` before `connect`.")
+        if self._meets_ranks():
+            # Asked here: Keras has the policy of a thread.
+            policy = keras.config.dtype_policy().name
+            _outside_of_traces(self._meet_ranks, policy, root)
+            self._comm.broadcast(self._trainable_variables, root)
+        else:
+            self.check_workers()
+        self._connected = True
+
+    def _meet_ranks(self, policy, root):
+        self._choose_workers()
+        if self._comm.workers > 1:
+            facts = {
+                "dtype policy": policy,
+                "a window that varies": self._varies,
+                "loss scaling": self._scaled_by,
+            }
+            facts = consensus.facts(self, self._trainable_variables, facts)
+            number, by_rank = self._comm.introduce(facts)
+            consensus.check(by_rank)
+            # Names of collectives, which Keras' own, counted in each process, cannot be.
+            self._collective = f"gsnr.{number}"
+            self._header = UpdateHeader(
+                self._comm, self._trainable_variables, self._layout.dtype
+            )
+        self.check_workers()
+        self._place_state(root)
+
+    def disconnect(self):
+        """Parts from the workers, in a job where they come and go. State stays, but for
+        what other ranks hold of it."""
+        if self._meets_ranks():
+            self._comm = self._header = None
+        self._connected = False
+
+    @property
+    def connected(self):
+        """Whether the workers have met."""
+        return self._connected
+
+    @property
+    def header(self):
+        """The `UpdateHeader` of ranks that have met, else `None`."""
+        return self._header
+
+    def _place_state(self, root):
+        """Gives each rank what it keeps of the state."""
+
+    def check_workers(self):
+        """Raises where the rule cannot do with the workers there are."""
+
+    def share_state(self, root=0):
+        """Gives all ranks the state of one: of this class, all state is in variables."""
+
+
+def _outside_of_traces(fn, *args):
+    """Calls `fn(*args)` eagerly, though a train step be traced.
+
+    In a thread of its own, since tf.function notices variables that are made while it
+    traces, also within `tf.init_scope`, and would trace the step once more.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        return executor.submit(fn, *args).result()
