@@ -71,7 +71,8 @@ class Share:
 
     def __init__(self, state):
         self._state = state
-        with tf.init_scope():
+        # On the CPU: it is read from other threads, which must not wait for a device.
+        with tf.init_scope(), tf.device("CPU:0"):
             self.count = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def changes(self):
@@ -193,6 +194,8 @@ class Slots:
         else:
             for (slot, index), value in self.loaded.items():
                 holder.write(slot, index, tf.constant(value))
+        # Told in messages as the number of updates.
+        holder.count_changes_from(0)
         self.loaded.clear()
         self._holder = holder
 
