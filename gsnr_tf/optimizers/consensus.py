@@ -4,9 +4,11 @@ A rank with another γ, or with its variables in another order, would train to t
 not one gradient would be what it is taken for.
 """
 
+import itertools
 import re
 
 import keras
+from keras.src.utils.naming import to_snake_case
 
 from gsnr_tf.comm import RanksDiffer
 from gsnr_tf.optimizers.exclusions import path_of
@@ -38,26 +40,60 @@ def facts(optimizer, variables, further):
 
 
 def comparable_paths(variables):
-    """Paths in which the numbers that Keras counts up in each process begin at 0.
+    """Names of layer and variable, in which the numbers that Keras counts up in each
+    process begin at 0.
 
     Layers that nobody named are dense, dense_1 … in a process that made no others
-    before, and dense_3, dense_4 … in one that did.
+    before, and dense_3, dense_4 … in one that did. What a path begins with depends on
+    whether a model was made or loaded.
     """
     split = [
-        [_NUMBERED.match(part).groups() for part in path_of(variable).split("/")]
+        [_NUMBERED.match(part).groups() for part in path_of(variable).split("/")[-2:]]
         for variable in variables
     ]
-    numbers = {}
+    counted, numbers = _counted_by_keras(), {}
     for parts in split:
         for base, number in parts:
             numbers.setdefault(base, set()).add(int(number or 0))
-    places = {base: sorted(found) for base, found in numbers.items()}
+    places = {base: sorted(numbers[base]) for base in counted & numbers.keys()}
 
     def told(base, number):
-        place = places[base].index(int(number or 0))
-        return f"{base}_{place}" if place else base
+        if base in places:
+            number = places[base].index(int(number or 0)) or None
+        return base if number is None else f"{base}_{number}"
 
     return ["/".join(told(*part) for part in parts) for parts in split]
+
+
+class Order:
+    """In which order optimizers were made, of those that ranks train with.
+
+    Two nets alike, each with an optimizer of its own, look the same whichever is trained
+    first. But ranks that train them in another order have made them in the same.
+    """
+
+    def __init__(self):
+        self._made = itertools.count()
+        self._met = set()
+
+    def number(self):
+        """A number for an optimizer that is being made in this process."""
+        return next(self._made)
+
+    def place(self, number):
+        """Which one it is of those that have met their like so far."""
+        self._met.add(number)
+        return sorted(self._met).index(number)
+
+
+def _counted_by_keras():
+    """Names that Keras gives to layers and models by their class."""
+    names, classes = set(), [keras.Layer]
+    while classes:
+        one = classes.pop()
+        names.add(to_snake_case(one.__name__))
+        classes.extend(one.__subclasses__())
+    return names
 
 
 def check(by_rank):

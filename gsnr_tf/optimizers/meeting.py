@@ -10,6 +10,9 @@ from gsnr_tf.optimizers import consensus
 from gsnr_tf.optimizers.header import UpdateHeader
 
 
+_order = consensus.Order()
+
+
 class MeetsWorkers:
     """The part of `DistributedStep` that knows who trains with whom.
 
@@ -24,6 +27,10 @@ class MeetsWorkers:
     _connected = False
     # Prefix of the names of collectives.
     _collective = "gsnr"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._number = _order.number()
 
     def _meets_ranks(self):
         """Whether the workers are ranks, of which nothing is known before they meet."""
@@ -68,6 +75,8 @@ class MeetsWorkers:
                 "dtype policy": policy,
                 "a window that varies": self._varies,
                 "loss scaling": self._scaled_by,
+                "place among the optimizers in the order they were made":
+                    _order.place(self._number),
             }
             facts = consensus.facts(self, self._trainable_variables, facts)
             number, by_rank = self._comm.introduce(facts)

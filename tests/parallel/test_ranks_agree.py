@@ -151,7 +151,7 @@ def test_names_that_a_process_counts_for_itself_may_differ(on_ranks):
     assert on_ranks(2, counted_differently) == [None, None]
 
 
-def two_nets(swapped):
+def two_nets(swapped, alike=False):
     """Two optimizers, the second from the config of the first."""
     import keras
     import numpy as np
@@ -160,9 +160,10 @@ def two_nets(swapped):
     import gsnr_tf
 
     keras.utils.set_random_seed(0)
+    named = [{"units": 2, "name": "net_2"}, {"units": 3, "name": "net_3"}]
     nets = [
-        keras.Sequential([keras.Input((4,)), keras.layers.Dense(n, name=f"net_{n}")])
-        for n in (2, 3)
+        keras.Sequential([keras.Input((4,)), keras.layers.Dense(**arguments)])
+        for arguments in ([{"units": 2}] * 2 if alike else named)
     ]
     first = gsnr_tf.GSNRSGD(0.1, gamma=1.0)
     optimizers = [first, gsnr_tf.GSNRSGD.from_config(first.get_config())]
@@ -194,6 +195,13 @@ def test_two_optimizers_do_not_get_into_each_others_way(on_ranks):
 def test_two_optimizers_in_another_order_are_found_out(on_ranks):
     for message in on_ranks(2, two_nets, True):
         assert "net_2/kernel" in message and "in the same order" in message
+
+
+def test_two_optimizers_of_nets_alike_are_found_out_as_well(on_ranks):
+    for message in on_ranks(2, two_nets, True, True):
+        assert "in the order they were made" in message
+    first, second = on_ranks(2, two_nets, False, True)
+    assert first == second
 
 
 def changed(what, sharding):
