@@ -159,6 +159,8 @@ def collectives(sharding, steps, tensors):
     )
 
 
+# In branches that are only taken on the way to an error.
+IN_AN_ERROR = [("HorovodAllreduce", "fingerprints"), ("HorovodAllreduce", "finite")]
 WHOLE = [("HorovodAllreduce", "mean"), ("HorovodAllreduce", "spread")]
 SLICES = [
     ("HorovodAllgather", "weights"),
@@ -182,4 +184,4 @@ def test_a_bucket_takes_as_many_collectives_whatever_is_in_it(
     on_ranks, sharding, steps, expected, tensors
 ):
     for found in on_ranks(2, collectives, sharding, steps, tensors):
-        assert found == expected
+        assert found == sorted([*expected, *IN_AN_ERROR])
