@@ -245,7 +245,9 @@ class GSNROptimizer(DistributedStep):
         received = f"{workers} worker(s) and gradient_accumulation_steps={steps}"
         if self.sample != "auto":
             received += f" with sample='{self.sample}'"
-        if self.samples < 2:
+        # A window that varies begins with this number; its variable may not be there yet.
+        samples = self._samples(steps)
+        if samples < 2:
             raise ValueError(
                 f"{type(self).__name__} measures how far samples of the gradient "
                 f"agree, and one sample has no spread. Received: {received}. Either "
@@ -256,9 +258,9 @@ class GSNROptimizer(DistributedStep):
             )
         self._check_slices()
         sound = SOUND_SAMPLES[self.estimator]
-        if self.samples < sound:
+        if samples < sound:
             warnings.warn(
-                f"{type(self).__name__} has k={self.samples} samples an update "
+                f"{type(self).__name__} has k={samples} samples an update "
                 f"({received}). Below {sound} the estimate is poor: of pure "
                 "noise, r has the expectation 1/(k-3), and at k=2 about 99% of all "
                 "multipliers sit on the floor. Raise gradient_accumulation_steps, or "
@@ -398,10 +400,13 @@ class GSNROptimizer(DistributedStep):
         """Samples of an update, k: an int, or a tensor as `accumulation_steps`; known
         once the workers have met."""
         self._check_met()
+        return self._samples(self.accumulation_steps)
+
+    def _samples(self, steps):
+        """Samples of an update of so many micro-batches of each worker."""
         if self._one_is == "host":
             return self._comm.route.hosts
-        by_batch = self._one_is == "micro_batch"
-        return self._comm.workers * (self.accumulation_steps if by_batch else 1)
+        return self._comm.workers * (steps if self._one_is == "micro_batch" else 1)
 
     @property
     def compares_ranks(self):
