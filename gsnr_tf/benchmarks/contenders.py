@@ -137,6 +137,7 @@ def gsnr(rule, gradients, variables, **arguments):
     _, make, own = RULES[rule]
     optimizer = make(_RATE, **own, **arguments)
     optimizer.build(variables)
+    optimizer.connect()
 
     def step():
         optimizer.apply_gradients(zip(gradients(), variables))

@@ -67,6 +67,10 @@ class GSNRMonitor(keras.callbacks.Callback):
     # ---- the course of a training -----------------------------------------------
 
     def on_train_begin(self, logs=None):
+        if self.model.built:
+            if not self.model.optimizer.built:
+                self.model.optimizer.build(self.model.trainable_variables)
+            self._optimizer.connect()
         self._writes = comm.rank() == 0
         if not self._writes:
             return

@@ -64,7 +64,12 @@ class Communicator(abc.ABC):
         return value
 
     def broadcast(self, variables, root=0):
-        """Gives all workers the variables of worker `root`."""
+        """Gives all workers the variables of worker `root`.
+
+        Returns whether they have them: not where the variables are made by the trace that
+        is under way, which tf.function then makes anew.
+        """
+        return True
 
     def gather(self, value, name="gsnr.gather"):
         """List of what each process passed, a picklable Python object each.

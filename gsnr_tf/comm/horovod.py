@@ -260,7 +260,7 @@ class HorovodCommunicator(Communicator):
 
     def broadcast(self, variables, root=0):
         if self.workers == 1 or not together():
-            return
+            return True
         variables = [native(v) for v in variables]
         # Keras builds optimizers while it traces the train step. The weights are
         # shared before that step runs, unless its trace is what creates them.
@@ -273,6 +273,7 @@ class HorovodCommunicator(Communicator):
                 receive.get_concrete_function()()
         if not ready:
             self._receive(variables, root)
+        return ready
 
     def _receive(self, variables, root):
         for index, variable in enumerate(variables):

@@ -25,6 +25,8 @@ class MeetsWorkers:
     _comm = None
     _header = None
     _connected = False
+    # Whether all have the weights of one: not yet where the first trace makes them.
+    _shared = True
     # Prefix of the names of collectives.
     _collective = "gsnr"
 
@@ -56,6 +58,8 @@ class MeetsWorkers:
                 not built.
         """
         if self._connected:
+            if not self._shared:
+                self._shared = self._comm.broadcast(self._trainable_variables, root)
             return
         if not self.built:
             raise ValueError(f"{self.name} is not built: call `build` before `connect`.")
@@ -63,7 +67,7 @@ class MeetsWorkers:
             # Asked here: Keras has the policy of a thread.
             policy = keras.config.dtype_policy().name
             _outside_of_traces(self._meet_ranks, policy, root)
-            self._comm.broadcast(self._trainable_variables, root)
+            self._shared = self._comm.broadcast(self._trainable_variables, root)
         else:
             self.check_workers()
         self._connected = True

@@ -9,7 +9,7 @@ from tests.integration.test_examples import command_line
 from tests.processes import Process, run
 
 TASK = str(Path(__file__).with_name("plane_task.py"))
-SECONDS = 120
+SECONDS = 400
 
 
 def study(folder):

@@ -59,5 +59,10 @@ def test_a_rank_that_evaluates_is_told_and_waited_for():
 def test_a_rank_that_fails_is_seen_by_the_launcher(way, code):
     ended = job(way)
     assert ended.code != 0
-    assert f"Process 1 exit with status code {code}." in ended.output
+    # horovodrun names who was first to end, which after an exception may be the rank that
+    # lost the other.
+    first = [f"Process 1 exit with status code {code}."]
+    if way == "raises":
+        first.append("Process 0 exit with status code 1.")
+    assert any(line in ended.output for line in first)
     assert "gives up" not in ended.output

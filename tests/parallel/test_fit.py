@@ -173,6 +173,7 @@ def initialised_by_us():
     loaded = "horovod.tensorflow" in sys.modules
     optimizer = gsnr_tf.GSNRSGD(0.1, communicator="horovod")
     optimizer.build([keras.Variable(tf.ones([2]))])
+    optimizer.connect()
     return loaded, optimizer.samples
 
 
