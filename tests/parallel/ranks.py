@@ -16,7 +16,7 @@ from tests.processes import Process, horovodrun
 
 PROGRAM = Path(__file__).with_name("serve.py")
 START_SECONDS = 120
-BODY_SECONDS = 90
+BODY_SECONDS = 240
 
 
 class RankFailed(AssertionError):
@@ -35,8 +35,8 @@ class Ranks:
         self._process = Process(
             *horovodrun(size, str(PROGRAM), host, str(port), hosts=hosts),
             GSNR_TEST_KEY=self._key.hex(),
-            HOROVOD_STALL_CHECK_TIME_SECONDS="10",
-            HOROVOD_STALL_SHUTDOWN_TIME_SECONDS="30",
+            HOROVOD_STALL_CHECK_TIME_SECONDS="60",
+            HOROVOD_STALL_SHUTDOWN_TIME_SECONDS="200",
             **(environment or {}),
         )
         try:
