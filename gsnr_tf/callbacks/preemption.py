@@ -93,7 +93,7 @@ class SaveOnPreemption(keras.callbacks.Callback):
     def _between_updates(self):
         optimizer = self.model.optimizer
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-        return int(inner._iterations) % int(inner.accumulation_steps) == 0
+        return inner.at_window_start
 
     def _save(self):
         tag = f"{_TAG}{int(self.model.optimizer.iterations)}"

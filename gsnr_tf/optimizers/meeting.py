@@ -101,11 +101,6 @@ class MeetsWorkers:
         self._connected = False
 
     @property
-    def connected(self):
-        """Whether the workers have met."""
-        return self._connected
-
-    @property
     def header(self):
         """The `UpdateHeader` of ranks that have met, else `None`."""
         return self._header
