@@ -30,6 +30,7 @@ from gsnr_tf.optimizers import (
     GSNRAdam,
     GSNRLamb,
     GSNRLars,
+    GSNRNadam,
 )
 from gsnr_tf.resilience import ElasticState, LossScaleOptimizer, elastic_run
 
@@ -39,6 +40,7 @@ __all__ = [
     "GSNRAdam",
     "GSNRLamb",
     "GSNRLars",
+    "GSNRNadam",
     "GSNRSGD",
     "LossScaleOptimizer",
     "callbacks",

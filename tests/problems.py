@@ -28,6 +28,7 @@ class Row(NamedTuple):
 OPTIMIZERS = {
     "sgd": Row(gsnr_tf.GSNRSGD, reference.SGD, {"learning_rate": 0.125}),
     "adam": Row(gsnr_tf.GSNRAdam, reference.Adam, {"learning_rate": 0.125}),
+    "nadam": Row(gsnr_tf.GSNRNadam, reference.Nadam, {"learning_rate": 0.125}),
     "lamb": Row(gsnr_tf.GSNRLamb, reference.Lamb, {"learning_rate": 0.125}),
     "lars": Row(
         gsnr_tf.GSNRLars,

@@ -181,6 +181,18 @@ class Adam(Reference):
         return theta - self.learning_rate * u
 
 
+class Nadam(Adam):
+    def adam_direction(self, g, r, slots):
+        super().adam_direction(g, r, slots)
+        t = self.t
+        mu = [self.beta_1 * (1 - 0.5 * 0.96**i) for i in range(1, t + 2)]
+        before, after = np.prod(mu[:-1]), np.prod(mu)
+        m_hat = mu[-1] * slots["momentum"] / (1 - after)
+        m_hat = m_hat + (1 - mu[-2]) * slots["multiplier"] * g / (1 - before)
+        v_hat = slots["velocity"] / (1 - self.beta_2**t)
+        return m_hat / (np.sqrt(v_hat) + self.epsilon)
+
+
 class Lamb(Adam):
     spares_vectors = True
     defaults = {**Adam.defaults, "epsilon": 1e-6}

@@ -8,21 +8,16 @@ import argparse
 import functools
 
 import horovod.tensorflow as hvd
-import keras
 import numpy as np
 import tensorflow as tf
 
 import gsnr_tf
-from gsnr_tf.sharding.layout import Layout
-from gsnr_tf.sharding.part import Part
+from gsnr_tf.rules import registry
+from gsnr_tf.rules.rule import Coefficients
+from gsnr_tf.sharding.buckets import BucketLayout
+from gsnr_tf.sharding.shard import Shard
 
-# Keras' optimizer (it has no LARS), ours, and what both are told.
-RULES = {
-    "lamb": (keras.optimizers.Lamb, gsnr_tf.GSNRLamb, {}),
-    "adam": (keras.optimizers.Adam, gsnr_tf.GSNRAdam, {}),
-    "momentum": (keras.optimizers.SGD, gsnr_tf.GSNRSGD, {"momentum": 0.9}),
-    "lars": (None, gsnr_tf.GSNRLars, {}),
-}
+RULES = registry.BY_NAME
 _RATE = 1e-3
 
 
@@ -53,7 +48,7 @@ def use_one_core():
 
 def chosen(rule, dtypes):
     """Name and maker of each contender; the first is what others are compared to."""
-    if RULES[rule][0]:
+    if RULES[rule].keras:
         yield f"allreduce, Keras {rule}", keras_plain
     yield f"allreduce, fused {rule}", fused_plain
     yield "GSNR, sharding=none", functools.partial(gsnr, sharding="none")
@@ -72,8 +67,8 @@ def _bytes(variables):
 
 def keras_plain(rule, gradients, variables):
     """One grouped allreduce, then Keras' optimizer."""
-    make, _, arguments = RULES[rule]
-    optimizer = make(_RATE, **arguments)
+    row = RULES[rule]
+    optimizer = row.keras_class(_RATE, **row.arguments)
     optimizer.build(variables)
 
     def step():
@@ -87,34 +82,32 @@ def keras_plain(rule, gradients, variables):
 
 def fused_plain(rule, gradients, variables):
     """One allreduce, then the base rule as one XLA program over a flat vector."""
-    _, make, arguments = RULES[rule]
-    optimizer = make(_RATE, **arguments)
-    layout = Layout(variables, bucket_bytes=2**40)
+    row = RULES[rule]
+    plain = row.optimizer_class(_RATE, **row.arguments).rule
+    layout = BucketLayout(variables, bucket_bytes=2**40)
     (bucket,) = layout.buckets
-    part = Part(bucket, 0, bucket.blocks)
-    optimizer.choose_variables(variables)
+    shard = Shard.whole(bucket)
     slots = {
-        name: tf.Variable(tf.zeros(part.shape), trainable=False)
-        for name in optimizer.slots
+        name: tf.Variable(tf.zeros(shard.shape), trainable=False)
+        for name in plain.slots
         if name != "multiplier"
     }
-    adapts = [optimizer.adapts(index) for index in bucket.indices]
+    # As by default: vectors are left alone.
+    adapts = [plain.adapts and len(shape) > 1 for shape in bucket.shapes]
 
     @functools.partial(tf.function, jit_compile=True, autograph=False)
     def rule_of_all(weights, total, t):
-        gradient = tf.reshape(total, part.shape) / hvd.size()
-        theta = part.cut(weights)
-        told = optimizer.step_of(_RATE, t, 0.0)
+        gradient = tf.reshape(total, shard.shape) / hvd.size()
+        theta = shard.cut(weights)
+        at = Coefficients(_RATE, t, 0.0)
         old = {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
-        u, moved = optimizer.direction(
-            theta, gradient, 1.0, {**old, "multiplier": 1.0}, told
-        )
+        u, moved = plain.direction(theta, gradient, 1.0, {**old, "multiplier": 1.0}, at)
         phi = 1.0
         if any(adapts):
-            norms = tf.sqrt(part.sums(theta * theta, u * u))
-            trust = optimizer.trust(norms[:, 0], norms[:, 1], told)
-            phi = part.spread(tf.where(adapts, trust, tf.ones_like(trust)))
-        theta, further = optimizer.descend(theta, u, phi, moved, told)
+            norms = tf.sqrt(shard.sums(theta * theta, u * u))
+            trust = plain.trust(norms[:, 0], norms[:, 1], at)
+            phi = shard.broadcast(tf.where(adapts, trust, tf.ones_like(trust)))
+        theta, further = plain.descend(theta, u, phi, moved, at)
         for name, slot in slots.items():
             slot.assign({**moved, **further}[name])
         return tf.reshape(theta, [-1])
@@ -134,8 +127,8 @@ def fused_plain(rule, gradients, variables):
 
 def gsnr(rule, gradients, variables, **arguments):
     """GSNR, `sharding` and other arguments as given."""
-    _, make, own = RULES[rule]
-    optimizer = make(_RATE, **own, **arguments)
+    row = RULES[rule]
+    optimizer = row.optimizer_class(_RATE, **row.arguments, **arguments)
     optimizer.build(variables)
     optimizer.connect()
 

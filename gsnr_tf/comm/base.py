@@ -30,12 +30,14 @@ class Communicator(abc.ABC):
 
     workers = 1
     gradient_scale = 1.0
-    # Whether `to_owners` and its companions exist, and each worker may own a part.
-    has_owners = False
+    # Whether `scatter_samples` and its companions exist, and each worker may own a shard.
+    can_shard = False
     # Whether the workers are processes, which trace their steps each for itself.
     has_ranks = False
     # Whether that sends fewer bytes from host to host than `reduce_moments`.
-    owners_pay = False
+    sharding_pays = False
+    # How many hosts samples could go by; 1 where there is nothing to gain.
+    hosts = 1
 
     @abc.abstractmethod
     def all_reduce(self, tensor, name):
@@ -142,15 +144,15 @@ class Communicator(abc.ABC):
             if weight is None:  # Each knows what they weigh together.
                 weight = self.each(tf.multiply, local[0].weight, workers)
             variances = [
-                self._reduce_spread(moments, mean, weight, f"{name}.{i}.spread")
+                self._reduce_m2(moments, mean, weight, f"{name}.{i}.m2")
                 for i, (moments, mean) in enumerate(zip(local, means))
             ]
         return means, variances, riders
 
-    def _reduce_spread(self, local, mean, weight, name):
-        about = self.each(lambda moments, c: moments.spread_about(c), local, mean)
+    def _reduce_m2(self, local, mean, weight, name):
+        about = self.each(lambda moments, c: moments.m2_about(c), local, mean)
         return self.each(tf.divide, self.all_reduce(about, name), weight)
 
 
 def _own_variance(moments):
-    return moments.spread / moments.weight
+    return moments.m2 / moments.weight

@@ -10,7 +10,7 @@ from tensorflow.python.ops import control_flow_util
 from gsnr_tf.comm import error_file
 from gsnr_tf.comm.base import Communicator, native
 from gsnr_tf.comm.peers import Peers
-from gsnr_tf.comm.route import Route
+from gsnr_tf.comm.exchange_plan import ExchangePlan
 
 # A rank that waits for another longer than this is told so, then stopped, unless
 # the user chose otherwise: a job that hangs costs more than a job that fails.
@@ -103,23 +103,23 @@ def load():
 class HorovodCommunicator(Communicator):
     """The ranks of a Horovod job, one worker each.
 
-    Each may own a part of what is divided into rows, as even as it goes: part i of k
-    is the rows from n·i/k to n·(i+1)/k. Rank i owns part i, unless `go_by_host`.
+    Each may own a shard of what is divided into rows, as even as it goes: shard i of k
+    is the rows from n·i/k to n·(i+1)/k. Rank i owns shard i, unless `exchange_by_host`.
 
     Attributes:
-        route: The `Route` of parts to their owners.
+        exchange_plan: The `ExchangePlan` of shards to their owner ranks.
         hosts: How many hosts they could go by; 1 where there is nothing to gain. All
-            ranks must ask for this, and for `owners_pay`, at the same point.
+            ranks must ask for this, and for `sharding_pays`, at the same point.
     """
 
-    has_owners = True
+    can_shard = True
     has_ranks = True
 
     def __init__(self):
         self._hvd = load()
         self.workers = self._hvd.size()
         self.rank = self._hvd.rank()
-        self.route = Route.flat(self.rank, self.workers)
+        self.exchange_plan = ExchangePlan.flat(self.rank, self.workers)
 
     def introduce(self, facts):
         """Tells all ranks about an optimizer, and is told about theirs.
@@ -140,7 +140,7 @@ class HorovodCommunicator(Communicator):
         return _introduced, list(by_rank)
 
     @property
-    def owners_pay(self):
+    def sharding_pays(self):
         return self._ways[1]
 
     @property
@@ -150,8 +150,8 @@ class HorovodCommunicator(Communicator):
 
     @functools.cached_property
     def _ways(self):
-        """The `Route` by host or `None`, and whether owners pay. Alike on all ranks,
-        which must ask at the same point."""
+        """The `ExchangePlan` by host or `None`, and whether sharding pays. Alike
+        on all ranks, which must ask at the same point."""
         hvd = self._hvd
         alike = hvd.is_homogeneous()
         if alike and 1 in (hvd.cross_size(), hvd.local_size()):
@@ -160,12 +160,12 @@ class HorovodCommunicator(Communicator):
         if elastic():
             return None, alike and hvd.local_size() <= _FEW
         places = self.gather((hvd.cross_rank(), hvd.local_rank()))
-        route = Route.by_host(hvd.rank(), places) if alike else None
-        return route, bool(route) or max(seat for _, seat in places) < _FEW
+        route = ExchangePlan.by_host(hvd.rank(), places) if alike else None
+        return route, bool(route) or max(local for _, local in places) < _FEW
 
-    def go_by_host(self):
-        """Makes `route` the one by host; there must be several `hosts`."""
-        self.route, _ = self._ways
+    def exchange_by_host(self):
+        """Makes `exchange_plan` the one by host; there must be several `hosts`."""
+        self.exchange_plan, _ = self._ways
 
     def run(self, step, *values):
         graph = tf.compat.v1.get_default_graph()
@@ -184,33 +184,33 @@ class HorovodCommunicator(Communicator):
         return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=name, **_OUR_NAME)
 
     def bounds(self, rows):
-        """Where each part begins, and, last, the number of rows."""
+        """Where each shard begins, and, last, the number of rows."""
         return [rows * part // self.workers for part in range(self.workers + 1)]
 
-    def own_rows(self, rows):
-        """First row of this rank's part, and the one after its last."""
-        return tuple(self.bounds(rows)[self.route.part :][:2])
+    def own_range(self, rows):
+        """First row of this rank's shard, and the one after its last."""
+        return tuple(self.bounds(rows)[self.exchange_plan.shard :][:2])
 
-    def to_owners(self, vector, cuts, level, name, weight=None):
-        """Sends `[n]` in parts to the ranks of a level of the route.
+    def scatter_samples(self, vector, cuts, stage, name, weight=None):
+        """Sends `[n]` in parts to the ranks of a stage of the exchange.
 
         Args:
             vector: Tensor of this rank.
-            cuts: Where the part for each rank of the level begins, and, last, where
+            cuts: Where the part for each rank of the stage begins, and, last, where
                 the last one ends; the first one is where the vector begins.
-            level: `Level`.
+            stage: `Stage`.
             name: As for `all_reduce`.
             weight: Scalar tensor to send to each of them as well, or `None`. Its bits
                 travel as numbers of the vector's dtype, whatever that is.
 
         Returns:
-            `[ranks of the level, own]`: what each of them had for this one. With a
-            weight also `[ranks of the level]`, theirs.
+            `[ranks of the stage, own]`: what each of them had for this one. With a
+            weight also `[ranks of the stage]`, theirs.
         """
         rider = [] if weight is None else [tf.reshape(tf.bitcast(weight, vector.dtype), [-1])]
         more = sum(tensor.shape[0] for tensor in rider)
         splits = [0] * self.workers
-        for rank, start, stop in zip(level.ranks, cuts, cuts[1:]):
+        for rank, start, stop in zip(stage.ranks, cuts, cuts[1:]):
             splits[rank] = stop - start + more
         if rider:
             sizes = [stop - start for start, stop in zip(cuts, cuts[1:])]
@@ -219,27 +219,27 @@ class HorovodCommunicator(Communicator):
         wire = _on_the_wire(vector)
         received, _ = self._hvd.alltoall(wire, splits=splits, name=name, **_OUR_NAME)
         received = tf.bitcast(received, vector.dtype)
-        received = tf.reshape(received, [len(level.ranks), splits[self.rank]])
+        received = tf.reshape(received, [len(stage.ranks), splits[self.rank]])
         if weight is None:
             return received
         received, weights = received[:, :-more], received[:, -more:]
         weights = tf.bitcast(weights, weight.dtype) if more > 1 else weights[:, 0]
         return received, weights
 
-    def from_owners(self, part, bounds, name):
-        """Joins the parts of all ranks, in the order of parts.
+    def all_gather_shards(self, shard, bounds, name):
+        """Joins the shards of all ranks, in their order.
 
         Args:
-            part: `[own]`.
-            bounds: Where each part begins, and, last, where the last one ends.
+            shard: `[own]`.
+            bounds: Where each shard begins, and, last, where the last one ends.
             name: As for `all_reduce`.
         """
-        joined = self._hvd.allgather(_on_the_wire(part), name=name, **_OUR_NAME)
-        joined = tf.ensure_shape(tf.bitcast(joined, part.dtype), [bounds[-1]])
-        return self._in_order_of_parts(joined, bounds)
+        joined = self._hvd.allgather(_on_the_wire(shard), name=name, **_OUR_NAME)
+        joined = tf.ensure_shape(tf.bitcast(joined, shard.dtype), [bounds[-1]])
+        return self._in_order_of_shards(joined, bounds)
 
-    def _in_order_of_parts(self, joined, bounds):
-        owners = self.route.owners
+    def _in_order_of_shards(self, joined, bounds):
+        owners = self.exchange_plan.owner_ranks
         if owners == sorted(owners):
             return joined
         sizes = np.diff(bounds)
@@ -249,9 +249,9 @@ class HorovodCommunicator(Communicator):
     def _place(self):
         return self.rank
 
-    def peers(self, share):
+    def peers(self, served):
         """See `Peers`; all ranks must call it at one point. `None` until they can."""
-        return Peers(self.gather, share) if together() else None
+        return Peers(self.gather, served) if together() else None
 
     def gather(self, value, name="gsnr.gather"):
         # Keras builds optimizers while it traces the train step.

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 PHASES = ("forward", "backward", "communication", "update")
 # Methods of a communicator that wait for other ranks.
-_COLLECTIVES = ("all_reduce", "to_owners", "from_owners")
+_COLLECTIVES = ("all_reduce", "scatter_samples", "all_gather_shards")
 
 
 class Breakdown:

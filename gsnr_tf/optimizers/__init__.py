@@ -5,6 +5,14 @@ from gsnr_tf.optimizers.adam import GSNRAdam
 from gsnr_tf.optimizers.distributed import DistributedOptimizer
 from gsnr_tf.optimizers.lamb import GSNRLamb
 from gsnr_tf.optimizers.lars import GSNRLars
+from gsnr_tf.optimizers.nadam import GSNRNadam
 from gsnr_tf.optimizers.sgd import GSNRSGD
 
-__all__ = ["DistributedOptimizer", "GSNRAdam", "GSNRLamb", "GSNRLars", "GSNRSGD"]
+__all__ = [
+    "DistributedOptimizer",
+    "GSNRAdam",
+    "GSNRLamb",
+    "GSNRLars",
+    "GSNRNadam",
+    "GSNRSGD",
+]

@@ -2,11 +2,11 @@
 
 import tensorflow as tf
 
-from gsnr_tf.optimizers.window import Window
+from gsnr_tf.optimizers.accumulator import GradientAccumulator
 
 
 class AccumulatesWindows:
-    """The part of `DistributedStep` that counts micro-batches, and keeps their `Window`."""
+    """The part of `DistributedStep` that counts micro-batches, and keeps their `GradientAccumulator`."""
 
     # The vectors of the window, for tf.train.Checkpoint to find.
     _accumulated = ()
@@ -14,15 +14,15 @@ class AccumulatesWindows:
     _varies = False
     _window_size = None
     # Whether the micro-batches of a worker are samples of their own.
-    _keeps_spread = False
+    _keeps_m2 = False
 
     def _make_window(self):
-        self._window = Window(self._layout)
-        if self._keeps_spread:
-            self._window.keep_spread()
-        self._track_variable(self._window.weight)
+        self._accumulator = GradientAccumulator(self._layout)
+        if self._keeps_m2:
+            self._accumulator.keep_m2()
+        self._track_variable(self._accumulator.weight)
         # An attribute of its own, for tf.train.Checkpoint to find.
-        self._accumulated = self._window.views
+        self._accumulated = self._accumulator.views
 
     @property
     def accumulation_steps(self):
@@ -84,7 +84,7 @@ class AccumulatesWindows:
         return calls // tf.cast(self.accumulation_steps, calls.dtype)
 
     def whole_state(self):
-        window = self._window.weight if self._accumulated else None
+        window = self._accumulator.weight if self._accumulated else None
         return [variable for variable in self._all_state() if variable is not window]
 
     def _all_state(self):
@@ -92,13 +92,13 @@ class AccumulatesWindows:
         return self.variables
 
     def window_state(self):
-        return [self._window.weight, *self._accumulated] if self._accumulated else []
+        return [self._accumulator.weight, *self._accumulated] if self._accumulated else []
 
     def reset_window(self):
         """Forgets what was accumulated since the last update: a window begins anew."""
         if not self._accumulated:
             return
-        self._window.restart()
+        self._accumulator.restart()
         calls, steps = int(self._iterations), int(self.accumulation_steps)
         self._iterations.assign(calls // steps * steps)
 

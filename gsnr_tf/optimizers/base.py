@@ -20,7 +20,7 @@ from gsnr_tf.optimizers.exclusions import path_of
 from gsnr_tf.optimizers.meeting import MeetsWorkers
 from gsnr_tf.optimizers.skips import Skips
 from gsnr_tf.optimizers.state import Unsaved, WholeState
-from gsnr_tf.sharding.layout import BUCKET_BYTES, Layout
+from gsnr_tf.sharding.buckets import BUCKET_BYTES, BucketLayout
 from gsnr_tf.stats import Moments
 
 
@@ -37,8 +37,6 @@ class DistributedStep(
     # Updates in a row that may be skipped, since the gradient is not finite, before
     # training stops with an error; `None`: any number.
     max_consecutive_skips = 10
-    # Whether the rule asks how far the samples differ; costs a second reduction.
-    _needs_variance = False
     _examples = None
     # Of an optimizer around this one that scales the loss: its config, as a string, and a
     # function that tells whether its scale may still fall.
@@ -66,10 +64,10 @@ class DistributedStep(
                 f"{self.gradient_accumulation_steps} and {overwritten[0].path}. Leave "
                 "gradient_accumulation_steps out."
             )
-        self._layout = Layout(variables, self.bucket_bytes)
+        self._layout = BucketLayout(variables, self.bucket_bytes)
         if not self._meets_ranks():
             self._choose_workers()
-        # Keras' accumulators hold a sum and are mirrored; see `Window`.
+        # Keras' accumulators hold a sum and are mirrored; see `GradientAccumulator`.
         steps, self.gradient_accumulation_steps = self.gradient_accumulation_steps, None
         try:
             super().build(variables)
@@ -186,12 +184,12 @@ class DistributedStep(
         steps = self.accumulation_steps
 
         def finish():
-            self._comm.each(self._window.restart)
+            self._comm.each(self._accumulator.restart)
             self._finish(has_gradient, moments, weighted)
             return True
 
         def wait():
-            self._comm.each(self._window.store, moments)
+            self._comm.each(self._accumulator.store, moments)
             return True
 
         # A dataset of unknown size ends inside a train step, which then has no data.
@@ -210,7 +208,7 @@ class DistributedStep(
         return [Moments(weight, vector, None) for vector in sample]
 
     def _with_sample(self, sample, weight):
-        return self._window.with_sample(sample, self._weight_of(weight))
+        return self._accumulator.with_sample(sample, self._weight_of(weight))
 
     def _finish(self, has_gradient, moments, weighted):
         """Reduces the samples of a window and updates, if all is finite."""
@@ -218,6 +216,8 @@ class DistributedStep(
         if self._header is not None:
             counters = self._iterations, self._changes()
             riders = self._header.riders(has_gradient, self.learning_rate, *counters)
+        # Ranks trace for themselves, and one may know what others do not.
+        weighted = weighted or self._header is not None
         finite, reduced, riders = self._reduce(moments, weighted, riders)
         if self._header is not None:
             told = self._header.read(riders)
@@ -273,22 +273,21 @@ class DistributedStep(
         """Called when an update has been made or skipped."""
 
     def _reduce(self, moments, weighted, riders):
-        """Whether the mean of all samples is finite; lists of mean and variance, and
-        the squared norm of the mean; the sum of all ranks' riders."""
-        means, variances, riders = self._comm.reduce_moments(
+        """Whether the mean of all samples is finite; what `_update` needs of them: here
+        the mean of each bucket, and its squared norm; the sum of all ranks' riders."""
+        means, _, riders = self._comm.reduce_moments(
             moments,
             self._collective,
             carrier=self._layout.carrier,
-            # Ranks trace for themselves, and one may know what others do not.
-            weighted=weighted or self._header is not None,
-            with_variance=self._needs_variance,
+            weighted=weighted,
+            with_variance=False,
             riders=riders,
         )
         square = self._comm.each(_sq_norm, means)
         # A norm that overflows counts as not finite: nothing could be clipped by it.
         # The reduced mean is the same on all workers, and so is what it says.
         finite = self._comm.agreed(self._comm.each(tf.math.is_finite, square))
-        return finite, (means, variances, square), riders
+        return finite, (means, square), riders
 
     def _update(self, active, reduced):
         """Clips, then updates each variable by the rule: here Keras' own.
@@ -298,7 +297,7 @@ class DistributedStep(
                 where only other ranks know.
             reduced: What `_reduce` gives.
         """
-        means, _, square = reduced
+        means, square = reduced
         self._comm.update(self._signal.value, lambda v, x: v.assign(x), square)
         clipped = self._comm.each(self._clipped, means)
         chosen = [index for index, has in enumerate(active) if has is not False]

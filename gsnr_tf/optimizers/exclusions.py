@@ -45,3 +45,35 @@ def selected(variables, exclude, exclude_vectors=False):
                 stacklevel=2,
             )
     return [not any(re.search(p, path) for p in exclude) for path in paths]
+
+
+class ExcludesFromDecay:
+    """Keras' way to exclude variables from decay, by method, beside the constructor's."""
+
+    # Told by method, and so no part of the config, as in Keras.
+    _also_not_decayed = ()
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Excludes variables, besides those of the constructor's list.
+
+        Args:
+            var_list: Variables to exclude.
+            var_names: Regular expressions, searched in `variable.path`.
+
+        Raises:
+            ValueError: The optimizer is already built.
+        """
+        if self.built:
+            raise ValueError(
+                "`exclude_from_weight_decay()` must be called before the optimizer "
+                "is built."
+            )
+        exact = [f"^{re.escape(path_of(variable))}$" for variable in var_list or []]
+        patterns = checked_patterns("var_names", var_names) or []
+        self._also_not_decayed = [*self._also_not_decayed, *exact, *patterns]
+
+    def _decayed(self, variables, exclude_vectors):
+        """For each variable, whether decay applies."""
+        by_list = selected(variables, self._not_decayed, exclude_vectors)
+        by_call = selected(variables, self._also_not_decayed)
+        return [one and other for one, other in zip(by_list, by_call)]

@@ -1,105 +1,38 @@
-"""What the optimizers of the family share: the multiplier, and how a rule is applied."""
+"""What the optimizers of the family share: arguments, state, and the way to an update."""
 
-import re
-import warnings
-from typing import NamedTuple
+import dataclasses
 
 import tensorflow as tf
 
 from gsnr_tf import comm
-from gsnr_tf.comm.route import by_host_pays
+from gsnr_tf.optimizers import sampling
 from gsnr_tf.optimizers.base import DistributedStep
 from gsnr_tf.optimizers.exclusions import (
+    ExcludesFromDecay,
     as_list,
     checked_patterns,
     path_of,
     selected,
 )
-from gsnr_tf.sharding import BUCKET_BYTES, Slices, Slots, Whole
-from gsnr_tf.sharding.watch import Watch
-from gsnr_tf.stats import ESTIMATORS, SOUND_SAMPLES
+from gsnr_tf.optimizers.observed import Observed
+from gsnr_tf.rules.settings import Settings, VariableSettings
+from gsnr_tf.sharding.buckets import BUCKET_BYTES
+from gsnr_tf.sharding.replicated import Replicated
+from gsnr_tf.sharding.sharded import Sharded
+from gsnr_tf.sharding.slots import ReplicatedSlots
+from gsnr_tf.sharding.state import PartitionedSlots
+from gsnr_tf.sharding.update import Update
+from gsnr_tf.stats import ESTIMATORS
 
-# What may be a sample, the smallest first.
-_SAMPLES = ("micro_batch", "worker", "host")
 
+class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
+    """Base of the family: a rule of `gsnr_tf.rules` as a Keras optimizer.
 
-class Step(NamedTuple):
-    """What a rule is told about the step, besides the variable's own numbers.
-
-    Attributes:
-        learning_rate: Scalar tensor, λ.
-        t: Scalar tensor, number of this update, from 1.
-        weight_decay: Float or tensor, 0 for variables that are excluded.
+    A subclass names its `rule_class` and spells out the arguments of the rule, which are
+    the fields of that class and attributes here, besides those of the family.
     """
 
-    learning_rate: tf.Tensor
-    t: tf.Tensor
-    weight_decay: float
-
-
-COMMON_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). Defaults to 0.1.
-        ceiling: Float, at least `gamma`. Upper bound of the multiplier. With
-            `gamma=1, ceiling=1` the optimizer is its base optimizer. Defaults to 1, with
-            `estimator="robust"` to 1/gamma.
-        estimator: What the multiplier is made of, before it is divided by its mean over
-            the variable: "paper", the GSNR r = mean²/variance, or "robust", the share
-            of signal in the squared mean, mean²/(mean² + variance/(k−1)), which keeps
-            its worth with few samples. gsnr_tf/compare/EVIDENCE.md has what was
-            measured of both. Defaults to "paper".
-        weight_decay: Float or `None`.
-        exclude_from_weight_decay: List of regular expressions, searched in
-            `variable.path`: which variables are not decayed. An empty list excludes
-            none. Defaults to `None`: {default_exclusion}.
-        sample: What one sample of the gradient is: "micro_batch" (of
-            `gradient_accumulation_steps`; k = workers × steps), "worker" (the mean of a
-            worker's window; k = workers), "host" (the mean of a host's workers, where
-            slices go by host; k = hosts) or "auto": the largest of these of which
-            there are 8 or more, since larger samples spare a third of the bytes an
-            update, else "micro_batch". Defaults to "auto".
-        sharding: "slices" (under Horovod each rank takes the statistics, computes the
-            update and keeps the state of one slice; see gsnr_tf/sharding), "none"
-            (every worker updates all parameters) or "auto": "slices" wherever there
-            are ranks to share, but for more than 3 ranks on a host where hosts have
-            unlike numbers of them or the job is elastic. Defaults to "auto".
-        bucket_bytes: Int. Gradients travel in buckets of about this size as backward
-            yields them, larger ones alone. Defaults to 4 MiB.
-        communication_dtype: "float32", "bfloat16" or "float16": how gradients travel
-            with slices. Weights are never rounded. Defaults to "float32".
-        communicator: Where the samples come from: "horovod" (one from each rank),
-            "strategy" (one from each replica), "local" (only the micro-batches of
-            this process) or "auto", which sees by itself. Defaults to "auto".
-        learning_rate, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum,
-            ema_overwrite_frequency, loss_scale_factor, gradient_accumulation_steps,
-            name: As for every Keras optimizer, except that clipping acts on the
-            gradient of all workers, and that each accumulated micro-batch is a
-            sample of its own. The moving average follows updates, not micro-batches.
-
-        max_consecutive_skips: Int or `None`. Training ends with an error once so many
-            updates in a row were skipped because the gradient was not finite. Defaults to
-            10. Skips by which a loss scale is found do not count.
-
-    Raises:
-        ValueError: At construction for arguments out of range; at the first training
-            step where only one sample an update would be left (one worker and no
-            accumulation)."""
-
-
-class GSNROptimizer(DistributedStep):
-    """Base of the family. A rule names its `slots` and says
-
-        u = direction(θ, g, r)       elementwise: the step, its length not yet known
-        φ = trust_ratio(‖θ‖, ‖u‖)    one number for each variable, 1 without adaptation
-        θ ← descend(θ, u, φ)         elementwise
-
-    with r the multiplier of `stats.multiplier`. All are pure functions on tensors of
-    any shape, so that a rule works on a whole variable or on a part of it.
-    """
-
-    slots = ()
-    _watch_every = None
-    # Whether vectors and scalars (biases, norms) are left undecayed by default.
-    exclude_vectors = False
-    _needs_variance = True
+    rule_class = None
 
     def __init__(
         self,
@@ -108,38 +41,28 @@ class GSNROptimizer(DistributedStep):
         ceiling=None,
         estimator="paper",
         exclude_from_weight_decay=None,
-        communicator="auto",
+        exclude_from_layer_adaptation=None,
         sample="auto",
         sharding="auto",
         bucket_bytes=BUCKET_BYTES,
         communication_dtype="float32",
+        communicator="auto",
         max_consecutive_skips=10,
-        **keras_arguments,
+        **arguments,
     ):
-        super().__init__(learning_rate, **keras_arguments)
-        if not 0 < gamma <= 1:
-            raise ValueError(f"gamma must be in (0, 1]. Received: gamma={gamma}")
+        own = {f.name: arguments.pop(f.name) for f in dataclasses.fields(self.rule_class)}
+        super().__init__(learning_rate, **arguments)
         _check_choice("estimator", estimator, tuple(ESTIMATORS))
-        if ceiling is None:
-            ceiling = 1 / gamma if estimator == "robust" else 1.0
-        if not ceiling >= gamma:
-            raise ValueError(
-                "ceiling must be at least gamma. "
-                f"Received: ceiling={ceiling}, gamma={gamma}"
-            )
+        ceiling = _checked_ceiling(gamma, ceiling, estimator)
         _check_choice("communicator", communicator, comm.ENGINES)
-        _check_choice("sample", sample, ("auto", *_SAMPLES))
+        _check_choice("sample", sample, ("auto", *sampling.SAMPLES))
         _check_choice("sharding", sharding, ("auto", "none", "slices"))
         _check_choice(
             "communication_dtype", communication_dtype, ("float32", "bfloat16", "float16")
         )
-        if bucket_bytes < 1:
-            raise ValueError(f"bucket_bytes must be positive. Received: {bucket_bytes}")
-        if max_consecutive_skips is not None and max_consecutive_skips < 1:
-            raise ValueError(
-                "max_consecutive_skips must be at least 1, or None. "
-                f"Received: {max_consecutive_skips}"
-            )
+        _check_positive("bucket_bytes", bucket_bytes)
+        if max_consecutive_skips is not None:
+            _check_positive("max_consecutive_skips", max_consecutive_skips)
         self.max_consecutive_skips = max_consecutive_skips
         self.gamma = gamma
         self.ceiling = ceiling
@@ -152,34 +75,62 @@ class GSNROptimizer(DistributedStep):
         self._not_decayed = checked_patterns(
             "exclude_from_weight_decay", exclude_from_weight_decay
         )
-        # Told by method, and so no part of the config, as in Keras.
-        self._also_not_decayed = []
+        self._not_adapted = checked_patterns(
+            "exclude_from_layer_adaptation", exclude_from_layer_adaptation
+        )
+        for name, value in own.items():
+            setattr(self, name, value)
+        self._check_rule()
 
-    # ---- the rule -------------------------------------------------------------
+    @property
+    def rule(self):
+        """The rule, with the optimizer's arguments as they are now."""
+        names = [field.name for field in dataclasses.fields(self.rule_class)]
+        return self.rule_class(**{name: getattr(self, name) for name in names})
 
-    def direction(self, theta, gradient, r, slots, step):
-        """Returns `(u, slots)`: tensors shaped like `theta`, and a dict of them."""
-        raise NotImplementedError(f"{type(self).__name__} has no rule")
+    @property
+    def slots(self):
+        """Names of the rule's state."""
+        return self.rule.slots
 
-    def descend(self, theta, u, phi, slots, step):
-        """Returns `(theta, slots)` after the step, of the slots those that changed."""
-        raise NotImplementedError(f"{type(self).__name__} has no rule")
+    def _check_rule(self):
+        """Raises ValueError where an argument of the rule is out of range."""
+        return self.rule
 
-    # ---- building -------------------------------------------------------------
+    def _settings(self):
+        return Settings(
+            gamma=self.gamma,
+            ceiling=self.ceiling,
+            estimator=self.estimator,
+            clipnorm=self.clipnorm,
+            global_clipnorm=self.global_clipnorm,
+            clipvalue=self.clipvalue,
+        )
+
+    def _by_variable(self):
+        decay = self.weight_decay or 0.0
+        return [
+            VariableSettings(weight_decay=decay if decays else 0.0, adapts=adapts)
+            for decays, adapts in zip(self._decays, self._adapts)
+        ]
+
+    # ---- building ---------------------------------------------------------------------
 
     def build(self, variables):
         """Creates the slots of the rule; see `DistributedStep.build`."""
         if self.built:
             return
         super().build(variables)
-        self.choose_variables(variables)
+        vectors = self.rule.exclude_vectors
+        self._decays = self._decayed(variables, vectors)
+        self._adapts = selected(variables, self._not_adapted, vectors)
         self._first_slot = len(self._variables)
         if self._meets_ranks() and self.sharding != "none":
-            self._shared_slots = Slots(self.slots, self._layout)
-            self._slots = self._shared_slots.views
+            self._partitioned_slots = PartitionedSlots(self.slots, self._layout)
+            self._slots = self._partitioned_slots.views
         else:
             self._slots = {
-                slot: [self.add_slot(v, slot) for v in self._trainable_variables]
+                slot: [self._add_slot(v, slot) for v in self._trainable_variables]
                 for slot in self.slots
             }
         self._signal, self._noise = [
@@ -187,138 +138,14 @@ class GSNROptimizer(DistributedStep):
             for name in ("gradient_sq_norm", "gradient_variance")
         ]
         if not self._meets_ranks():
-            self._parts = Whole(self, self._comm, self._layout, self._slots)
-            self._start_watch()
+            self._make_program(self._replicated(self._slots))
 
-    # Who holds what state; known once the workers have met.
-    _parts = None
-    # The slots that ranks share out among them, if they do.
-    _shared_slots = None
+    # The way from samples to weights; known once the workers have met.
+    _program = None
+    # The slots that ranks divide among them, if they do.
+    _partitioned_slots = None
 
-    def _choose_workers(self):
-        super()._choose_workers()
-        self._choose_sample()
-
-    def _place_state(self, root):
-        if self._keeps_spread:
-            self._window.keep_spread()
-            self._accumulated = self._window.views
-        if self._shares_slices():
-            self._parts = Slices(self, self._comm, self._layout, self._collective)
-        else:
-            slots = self._slots if self._shared_slots is None else self._whole_slots()
-            self._parts = Whole(self, self._comm, self._layout, slots)
-        if self._shared_slots is not None:
-            self._shared_slots.place(self._parts, self._comm, root)
-        self._start_watch()
-
-    def _whole_slots(self):
-        """Slots of ranks that could share them out, and had better not."""
-        return {
-            slot: [tf.Variable(view.numpy(), trainable=False) for view in views]
-            for slot, views in self._slots.items()
-        }
-
-    def disconnect(self):
-        super().disconnect()
-        if self._shared_slots is not None:
-            self._shared_slots.held_by(None)
-            self._parts = None
-
-    def _start_watch(self):
-        if self._watch_every:
-            self._parts.watch = Watch(self, self._comm, self._layout, self._watch_every)
-
-    def choose_variables(self, variables):
-        """Finds out, by their paths, what applies to which variable."""
-        self._decays = [
-            by_list and by_call
-            for by_list, by_call in zip(
-                selected(variables, self._not_decayed, self.exclude_vectors),
-                selected(variables, self._also_not_decayed),
-            )
-        ]
-
-    def check_workers(self):
-        """Raises where the samples of an update are too few."""
-        workers, steps = self._comm.workers, self.gradient_accumulation_steps or 1
-        received = f"{workers} worker(s) and gradient_accumulation_steps={steps}"
-        if self.sample != "auto":
-            received += f" with sample='{self.sample}'"
-        # A window that varies begins with this number; its variable may not be there yet.
-        samples = self._samples(steps)
-        if samples < 2:
-            raise ValueError(
-                f"{type(self).__name__} measures how far samples of the gradient "
-                f"agree, and one sample has no spread. Received: {received}. Either "
-                "start several ranks (`gsnr-tf run --np 8 train.py`), or make model "
-                "and optimizer inside the scope of a tf.distribute strategy with "
-                "several replicas, or set gradient_accumulation_steps to 2 or more "
-                "(8 is a good start)."
-            )
-        self._check_slices()
-        sound = SOUND_SAMPLES[self.estimator]
-        if samples < sound:
-            warnings.warn(
-                f"{type(self).__name__} has k={samples} samples an update "
-                f"({received}). Below {sound} the estimate is poor: of pure "
-                "noise, r has the expectation 1/(k-3), and at k=2 about 99% of all "
-                "multipliers sit on the floor. Raise gradient_accumulation_steps, or "
-                "take estimator='robust'.",
-                stacklevel=2,
-            )
-
-    def _choose_sample(self):
-        """Decides what a sample is, for the workers there are."""
-        workers, steps = self._comm.workers, self.gradient_accumulation_steps or 1
-        hosts = self._comm.hosts if self._shares_slices() else 1
-        self._one_is = self._sample_of(hosts)
-        if by_host_pays(hosts, workers // hosts, not self.compares_ranks):
-            self._comm.go_by_host()
-        by_batch = self._one_is == "micro_batch"
-        self._keeps_spread = (steps > 1 or self._varies) and by_batch
-
-    def _sample_of(self, hosts):
-        """One of `_SAMPLES`, where slices could go by so many hosts."""
-        if self.sample == "host" and hosts == 1:
-            raise ValueError(
-                "A host is a sample only where slices can go by host. Received: "
-                f"sample='host' and sharding='{self.sharding}' with {self._comm.workers} "
-                "worker(s), not on several hosts of as many ranks each. Leave `sample` "
-                "out."
-            )
-        if self.sample != "auto":
-            return self.sample
-        # For either estimator: the noise scale is told from these samples too.
-        sound = SOUND_SAMPLES["paper"]
-        for name, number in (("host", hosts), ("worker", self._comm.workers)):
-            if number >= sound:
-                return name
-        return "micro_batch"
-
-    def _shares_slices(self):
-        wanted = self._comm.owners_pay if self.sharding == "auto" else self.sharding != "none"
-        return wanted and self._comm.has_owners and self._comm.workers > 1
-
-    def _check_slices(self):
-        if self._shares_slices():
-            return
-        workers = f"{self._comm.workers} worker(s) of {type(self._comm).__name__}"
-        if self.sharding == "slices":
-            raise ValueError(
-                "Slices need Horovod and two ranks or more. Received: "
-                f"sharding='slices' with {workers}. Start under horovodrun, or leave "
-                "`sharding` out."
-            )
-        if self.communication_dtype != "float32" and self._comm.workers > 1:
-            raise ValueError(
-                "Only slices travel in another dtype than float32. Received: "
-                f"communication_dtype='{self.communication_dtype}' and "
-                f"sharding='{self.sharding}' with {workers}. Start under horovodrun "
-                "with sharding='slices', or leave `communication_dtype` out."
-            )
-
-    def add_slot(self, variable, name):
+    def _add_slot(self, variable, name):
         """A variable of zeros like `variable`, beside it, in the dtype of statistics."""
         path = path_of(variable).replace("/", "_").replace(":", "_")
         beside = self._distribution_strategy.extended.colocate_vars_with
@@ -327,120 +154,96 @@ class GSNROptimizer(DistributedStep):
                 variable.shape, dtype=self._layout.dtype.name, name=f"{path}_{name}"
             )
 
-    # ---- the update -----------------------------------------------------------
+    def _wishes(self):
+        return sampling.Wishes(
+            sample=self.sample,
+            sharding=self.sharding,
+            communication_dtype=self.communication_dtype,
+            # A window that varies begins with this number.
+            accumulation=self.gradient_accumulation_steps or 1,
+            varies=self._varies,
+            estimator=self.estimator,
+        )
+
+    def _choose_workers(self):
+        super()._choose_workers()
+        self._plan = sampling.plan(sampling.Workers.of(self._comm), self._wishes())
+        if self._plan.hosts > 1:
+            self._comm.exchange_by_host()
+        self._keeps_m2 = self._plan.keeps_m2
+
+    def check_workers(self):
+        """Raises where the samples of an update are too few, warns where they are few."""
+        self._warn(sampling.too_few(self._plan, self._wishes(), type(self).__name__))
+
+    def _place_state(self, root):
+        if self._keeps_m2:
+            self._accumulator.keep_m2()
+            self._accumulated = self._accumulator.views
+        if self._plan.sharded:
+            exchange = Sharded(
+                self._comm,
+                self._layout,
+                self._trainable_variables,
+                self.slots,
+                self._plan,
+                self.communication_dtype,
+                self._collective,
+            )
+        else:
+            partitioned = self._partitioned_slots is not None
+            exchange = self._replicated(self._whole_slots() if partitioned else self._slots)
+        self._make_program(exchange)
+        if self._partitioned_slots is not None:
+            self._partitioned_slots.place(exchange.slots, self._comm, root)
+
+    def _replicated(self, slots):
+        return Replicated(
+            self._comm,
+            self._layout,
+            self._trainable_variables,
+            ReplicatedSlots(slots, self._layout),
+            self._collective,
+        )
+
+    def _whole_slots(self):
+        """Slots of ranks that could divide them, and had better not."""
+        return {
+            slot: [tf.Variable(view.numpy(), trainable=False) for view in views]
+            for slot, views in self._slots.items()
+        }
+
+    def _make_program(self, exchange):
+        self._program = Update(
+            self.rule, self._settings(), self._by_variable(), exchange, lambda: self.samples
+        )
+        self._start_telemetry()
+
+    def disconnect(self):
+        super().disconnect()
+        if self._partitioned_slots is not None:
+            self._partitioned_slots.held_by(None)
+            self._program = None
+
+    # ---- the update -------------------------------------------------------------------
 
     def _reduce(self, moments, weighted, riders):
-        return self._parts.reduce(moments, weighted, riders)
-
-    def reduce_whole(self, moments, weighted, riders):
-        """The reduction of `DistributedStep`, for all parameters at once."""
-        finite, reduced, riders = super()._reduce(moments, weighted, riders)
-        return finite, reduced[:2], riders
+        return self._program.reduce(moments, weighted, riders)
 
     def _changes(self):
-        return tf.cast(self._parts.count, tf.int64)
+        return tf.cast(self._program.exchange.slots.count, tf.int64)
 
-    def _end_update(self):
-        self._parts.end_update()
-
-    def _update(self, active, reduced):
+    def _update(self, active, statistics):
         rate = tf.cast(self.learning_rate, self._layout.dtype)
         t = tf.cast(self.iterations + 1, self._layout.dtype)
-        totals = self._parts.update(active, reduced, rate, t)
+        totals = self._program.apply(active, statistics, rate, t)
         for variable, total in zip((self._signal, self._noise), totals):
             self._comm.update(variable, lambda v, x: v.assign(tf.cast(x, v.dtype)), total)
 
-    def step_of(self, rate, t, decay):
-        """What a rule is told; all may be numbers or tensors that broadcast."""
-        return Step(rate, t, decay)
+    def _end_update(self):
+        self._program.end()
 
-    def decay_of(self, index):
-        """Weight decay of variable `index`, a float."""
-        return (self.weight_decay or 0.0) if self._decays[index] else 0.0
-
-    def adapts(self, index):
-        """Whether variable `index` has a trust ratio other than 1."""
-        return False
-
-    # ---- what one may ask -----------------------------------------------------
-
-    @property
-    def gsnr(self):
-        """Scalar tensor: Σ mean² / Σ variance over all elements at the last update.
-
-        The mean of r weighted by variance, which single elements cannot dominate;
-        0 before the first update. Its inverse, times the examples of a sample, is
-        the simple noise scale (McCandlish et al. 2018) up to its bias.
-        """
-        return tf.math.divide_no_nan(
-            tf.convert_to_tensor(self._signal), tf.convert_to_tensor(self._noise)
-        )
-
-    @property
-    def state_bytes(self):
-        """Bytes of state that the rule keeps on this worker, once the workers have met."""
-        self._check_met()
-        return self._parts.state_bytes()
-
-    @property
-    def workers(self):
-        """Int, how many workers bring gradients, once they have met."""
-        self._check_met()
-        return self._comm.workers
-
-    def _check_met(self):
-        if self._comm is None:
-            raise ValueError(
-                f"{self.name} knows nothing yet of other ranks. They meet at the first "
-                "training step, or before it where all ranks call `optimizer.connect()`."
-            )
-
-    @property
-    def samples(self):
-        """Samples of an update, k: an int, or a tensor as `accumulation_steps`; known
-        once the workers have met."""
-        self._check_met()
-        return self._samples(self.accumulation_steps)
-
-    def _samples(self, steps):
-        """Samples of an update of so many micro-batches of each worker."""
-        if self._one_is == "host":
-            return self._comm.route.hosts
-        return self._comm.workers * (steps if self._one_is == "micro_batch" else 1)
-
-    @property
-    def compares_ranks(self):
-        """Whether the workers of a host are samples of their own."""
-        return self._one_is != "host"
-
-    def watch(self, every):
-        """Records every so many updates what `watched` returns.
-
-        Adds operations to train steps that are traced from now on; they change no
-        weight. All workers must watch alike.
-
-        Args:
-            every: Int, at least 1.
-        """
-        if every < 1:
-            raise ValueError(f"every must be at least 1. Received: every={every}")
-        self._watch_every = every
-        if self._parts is not None:
-            self._start_watch()
-
-    def watched_update(self):
-        """Int, the number of the last update on record; 0 before the first."""
-        watch = self._parts.watch if self._parts is not None else None
-        return watch.update if watch else 0
-
-    def watched(self):
-        """The last `Record` (gsnr_tf.sharding.watch)."""
-        return self._parts.watch.read()
-
-    def sharding_report(self):
-        """Who owns what, and what it costs: a string for people, one line a worker."""
-        self._check_met()
-        return self._parts.report()
+    # ---- saving -----------------------------------------------------------------------
 
     def share_state(self, root=0):
         """Gives all ranks the slots that rank `root` has loaded, if not all have.
@@ -452,30 +255,11 @@ class GSNROptimizer(DistributedStep):
             ValueError: On all ranks; `root` has not loaded all of them either.
         """
         self.connect(root)
-        if self._shared_slots is not None:
-            self._shared_slots.share(self._comm, root)
-
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        """Keras' way to exclude variables, besides those of the constructor's list.
-
-        Args:
-            var_list: Variables to exclude.
-            var_names: Regular expressions, searched in `variable.path`.
-
-        Raises:
-            ValueError: The optimizer is already built.
-        """
-        if self.built:
-            raise ValueError(
-                "`exclude_from_weight_decay()` must be called before the optimizer "
-                "is built."
-            )
-        exact = [f"^{re.escape(path_of(variable))}$" for variable in var_list or []]
-        patterns = checked_patterns("var_names", var_names) or []
-        self._also_not_decayed = [*self._also_not_decayed, *exact, *patterns]
+        if self._partitioned_slots is not None:
+            self._partitioned_slots.share(self._comm, root)
 
     def _all_state(self):
-        if not self.built or self._shared_slots is None:
+        if not self.built or self._partitioned_slots is None:
             return super()._all_state()
         views = [view for views in self._slots.values() for view in views]
         state = super()._all_state()
@@ -483,8 +267,9 @@ class GSNROptimizer(DistributedStep):
 
     def get_config(self):
         """Arguments of the constructor, as Keras serializes them."""
-        return {
+        config = {
             **super().get_config(),
+            **dataclasses.asdict(self.rule),
             "gamma": self.gamma,
             "ceiling": self.ceiling,
             "estimator": self.estimator,
@@ -496,8 +281,28 @@ class GSNROptimizer(DistributedStep):
             "communication_dtype": self.communication_dtype,
             "max_consecutive_skips": self.max_consecutive_skips,
         }
+        if self.rule_class.adapts:
+            config["exclude_from_layer_adaptation"] = as_list(self._not_adapted)
+        return config
 
 
 def _check_choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}. Received: {value!r}")
+
+
+def _check_positive(name, value):
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
+
+
+def _checked_ceiling(gamma, ceiling, estimator):
+    if not 0 < gamma <= 1:
+        raise ValueError(f"gamma must be in (0, 1]. Received: gamma={gamma}")
+    if ceiling is None:
+        return 1 / gamma if estimator == "robust" else 1.0
+    if not ceiling >= gamma:
+        raise ValueError(
+            f"ceiling must be at least gamma. Received: ceiling={ceiling}, gamma={gamma}"
+        )
+    return ceiling

@@ -2,13 +2,20 @@
 
 import keras
 
-from gsnr_tf.optimizers.adam import ADAM_ARGUMENTS, AdamMoments
-from gsnr_tf.optimizers.adaptation import ADAPTATION_ARGUMENT, LayerAdaptedOptimizer
-from gsnr_tf.optimizers.gsnr import COMMON_ARGUMENTS
+from gsnr_tf.optimizers.arguments import (
+    ADAM_ARGUMENTS,
+    ADAPTATION_ARGUMENT,
+    FAMILY_ARGUMENTS,
+    given,
+    second_moment_of,
+)
+from gsnr_tf.optimizers.gsnr import GSNROptimizer
+from gsnr_tf.rules.lamb import Lamb
+from gsnr_tf.sharding.buckets import BUCKET_BYTES
 
 
 @keras.saving.register_keras_serializable("gsnr_tf")
-class GSNRLamb(AdamMoments, LayerAdaptedOptimizer):
+class GSNRLamb(GSNROptimizer):
     __doc__ = f"""LAMB, scaled by GSNR.
 
         p ← β₃p + (1−β₃)r;   p̂ = p/(1−β₃ᵗ);   ĝ = p̂·g
@@ -23,11 +30,13 @@ class GSNRLamb(AdamMoments, LayerAdaptedOptimizer):
         learning_rate: λ. Float, schedule or callable. Defaults to 0.001.
         {ADAM_ARGUMENTS} `epsilon` defaults to 1e-6.
         {ADAPTATION_ARGUMENT}
-        {COMMON_ARGUMENTS.format(
+        {FAMILY_ARGUMENTS.format(
             default_exclusion="variables with at most one dimension")}
 
     References: Jiang et al., arXiv 2309.13681, VR-LAMB; You et al., arXiv 1904.00962.
     """
+
+    rule_class = Lamb
 
     def __init__(
         self,
@@ -37,20 +46,27 @@ class GSNRLamb(AdamMoments, LayerAdaptedOptimizer):
         beta_3=0.9,
         epsilon=1e-6,
         second_moment=None,
-        **kwargs,
+        gamma=0.1,
+        ceiling=None,
+        estimator="paper",
+        weight_decay=None,
+        exclude_from_weight_decay=None,
+        exclude_from_layer_adaptation=None,
+        sample="auto",
+        sharding="auto",
+        bucket_bytes=BUCKET_BYTES,
+        communication_dtype="float32",
+        communicator="auto",
+        max_consecutive_skips=10,
+        clipnorm=None,
+        clipvalue=None,
+        global_clipnorm=None,
+        use_ema=False,
+        ema_momentum=0.99,
+        ema_overwrite_frequency=None,
+        loss_scale_factor=None,
+        gradient_accumulation_steps=None,
+        name=None,
     ):
-        super().__init__(learning_rate, **kwargs)
-        self.set_moments(beta_1, beta_2, beta_3, epsilon, second_moment)
-
-    def direction(self, theta, gradient, r, slots, step):
-        u, slots = self.adam_direction(gradient, r, slots, step.t)
-        return u + step.weight_decay * theta, slots
-
-    def trust_ratio(self, theta_norm, u_norm, step):
-        return theta_norm / u_norm
-
-    def descend(self, theta, u, phi, slots, step):
-        return theta - step.learning_rate * phi * u, {}
-
-    def get_config(self):
-        return {**super().get_config(), **self.moments_config()}
+        second_moment = second_moment_of(second_moment, estimator)
+        super().__init__(**given(locals()))

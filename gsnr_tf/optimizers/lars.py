@@ -2,12 +2,14 @@
 
 import keras
 
-from gsnr_tf.optimizers.adaptation import ADAPTATION_ARGUMENT, LayerAdaptedOptimizer
-from gsnr_tf.optimizers.gsnr import COMMON_ARGUMENTS
+from gsnr_tf.optimizers.arguments import ADAPTATION_ARGUMENT, FAMILY_ARGUMENTS, given
+from gsnr_tf.optimizers.gsnr import GSNROptimizer
+from gsnr_tf.rules.lars import Lars
+from gsnr_tf.sharding.buckets import BUCKET_BYTES
 
 
 @keras.saving.register_keras_serializable("gsnr_tf")
-class GSNRLars(LayerAdaptedOptimizer):
+class GSNRLars(GSNROptimizer):
     __doc__ = f"""LARS, scaled by GSNR.
 
         ĝ = r·g
@@ -21,13 +23,13 @@ class GSNRLars(LayerAdaptedOptimizer):
         trust_coefficient: η. Float. Defaults to 0.001.
         epsilon: ε. Float. Defaults to 1e-9.
         {ADAPTATION_ARGUMENT}
-        {COMMON_ARGUMENTS.format(
+        {FAMILY_ARGUMENTS.format(
             default_exclusion="variables with at most one dimension")}
 
     References: Jiang et al., arXiv 2309.13681, VR-LARS; You et al., arXiv 1708.03888.
     """
 
-    slots = ("momentum",)
+    rule_class = Lars
 
     def __init__(
         self,
@@ -35,31 +37,26 @@ class GSNRLars(LayerAdaptedOptimizer):
         momentum=0.9,
         trust_coefficient=0.001,
         epsilon=1e-9,
-        **kwargs,
+        gamma=0.1,
+        ceiling=None,
+        estimator="paper",
+        weight_decay=None,
+        exclude_from_weight_decay=None,
+        exclude_from_layer_adaptation=None,
+        sample="auto",
+        sharding="auto",
+        bucket_bytes=BUCKET_BYTES,
+        communication_dtype="float32",
+        communicator="auto",
+        max_consecutive_skips=10,
+        clipnorm=None,
+        clipvalue=None,
+        global_clipnorm=None,
+        use_ema=False,
+        ema_momentum=0.99,
+        ema_overwrite_frequency=None,
+        loss_scale_factor=None,
+        gradient_accumulation_steps=None,
+        name=None,
     ):
-        super().__init__(learning_rate, **kwargs)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1]. Received: {momentum}")
-        self.momentum = momentum
-        self.trust_coefficient = trust_coefficient
-        self.epsilon = epsilon
-
-    def direction(self, theta, gradient, r, slots, step):
-        return r * gradient, slots
-
-    def trust_ratio(self, theta_norm, u_norm, step):
-        decayed = u_norm + step.weight_decay * theta_norm + self.epsilon
-        return self.trust_coefficient * theta_norm / decayed
-
-    def descend(self, theta, u, phi, slots, step):
-        move = step.learning_rate * phi * (u + step.weight_decay * theta)
-        m = self.momentum * slots["momentum"] + move
-        return theta - m, {"momentum": m}
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "momentum": self.momentum,
-            "trust_coefficient": self.trust_coefficient,
-            "epsilon": self.epsilon,
-        }
+        super().__init__(**given(locals()))

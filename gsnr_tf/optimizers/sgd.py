@@ -2,7 +2,10 @@
 
 import keras
 
-from gsnr_tf.optimizers.gsnr import COMMON_ARGUMENTS, GSNROptimizer
+from gsnr_tf.optimizers.arguments import FAMILY_ARGUMENTS, given
+from gsnr_tf.optimizers.gsnr import GSNROptimizer
+from gsnr_tf.rules.sgd import SGD
+from gsnr_tf.sharding.buckets import BUCKET_BYTES
 
 
 @keras.saving.register_keras_serializable("gsnr_tf")
@@ -17,33 +20,37 @@ class GSNRSGD(GSNROptimizer):
         learning_rate: λ. Float, schedule or callable. Defaults to 0.01.
         momentum: μ. Float in [0, 1]. Defaults to 0.
         nesterov: Boolean. Defaults to `False`.
-        {COMMON_ARGUMENTS.format(default_exclusion="none is excluded")}
+        {FAMILY_ARGUMENTS.format(default_exclusion="none is excluded")}
 
     Reference: Jiang et al., arXiv 2309.13681, VR-SGD and VR-Momentum.
     """
 
-    def __init__(self, learning_rate=0.01, momentum=0.0, nesterov=False, **kwargs):
-        super().__init__(learning_rate, **kwargs)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1]. Received: {momentum}")
-        self.momentum = momentum
-        self.nesterov = nesterov
-        self.slots = ("momentum",) if momentum else ()
+    rule_class = SGD
 
-    def direction(self, theta, gradient, r, slots, step):
-        return r * gradient, slots
-
-    def descend(self, theta, u, phi, slots, step):
-        theta = theta - theta * step.weight_decay * step.learning_rate
-        move = -step.learning_rate * u
-        if not self.momentum:
-            return theta + move, {}
-        m = self.momentum * slots["momentum"] + move
-        return theta + (self.momentum * m + move if self.nesterov else m), {"momentum": m}
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "momentum": self.momentum,
-            "nesterov": self.nesterov,
-        }
+    def __init__(
+        self,
+        learning_rate=0.01,
+        momentum=0.0,
+        nesterov=False,
+        gamma=0.1,
+        ceiling=None,
+        estimator="paper",
+        weight_decay=None,
+        exclude_from_weight_decay=None,
+        sample="auto",
+        sharding="auto",
+        bucket_bytes=BUCKET_BYTES,
+        communication_dtype="float32",
+        communicator="auto",
+        max_consecutive_skips=10,
+        clipnorm=None,
+        clipvalue=None,
+        global_clipnorm=None,
+        use_ema=False,
+        ema_momentum=0.99,
+        ema_overwrite_frequency=None,
+        loss_scale_factor=None,
+        gradient_accumulation_steps=None,
+        name=None,
+    ):
+        super().__init__(**given(locals()))

@@ -8,7 +8,7 @@ functions.
 import dataclasses
 import math
 
-from gsnr_tf.comm.route import by_host_pays
+from gsnr_tf.comm.exchange_plan import by_host_pays
 from gsnr_tf.stats import SOUND_SAMPLES
 
 # The ways to take an optimizer's step that are compared.

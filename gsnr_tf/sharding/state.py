@@ -1,89 +1,10 @@
-"""State that lies in buckets, which a checkpoint sees variable by variable, whole."""
+"""State in shards, which a checkpoint sees variable by variable, whole."""
 
 import zlib
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.checkpoint import tensor_callable
-
-
-class SliceState:
-    """One slot of the rule: of each bucket the rank's own part.
-
-    Args:
-        name: Of the slot.
-        layout: The `Layout`.
-        parts: The rank's `Part` of each bucket.
-
-    Attributes:
-        parts: For each bucket a `tf.Variable` of the part's shape.
-    """
-
-    def __init__(self, name, layout, parts):
-        self._layout = layout
-        self._ranges = [(part.start, part.stop) for part in parts]
-        with tf.init_scope():
-            self.parts = [
-                tf.Variable(
-                    tf.zeros(part.shape, layout.dtype), trainable=False, name=f"{name}_slice"
-                )
-                for part in parts
-            ]
-
-    def _own(self, index):
-        """Where variable `index` and the own part meet.
-
-        Returns the bucket's number, a slice of the variable's elements and the same
-        as a slice of the part's.
-        """
-        number, place = self._layout.places[index]
-        first, size = self._layout.buckets[number].span(place)
-        start, stop = self._ranges[number]
-        low = min(max(start - first, 0), size)
-        high = min(max(stop - first, low), size)
-        offset = first - start
-        return number, slice(low, high), slice(offset + low, offset + high)
-
-    def own(self, index):
-        """What this rank has of a variable's slot: a flat array."""
-        number, _, there = self._own(index)
-        return self.parts[number].numpy().reshape(-1)[there]
-
-    def write(self, index, value):
-        """Takes the own part of a variable's slot."""
-        number, here, there = self._own(index)
-        if here.start < here.stop:
-            part = self.parts[number]
-            flat = part.numpy().reshape(-1)
-            flat[there] = tf.cast(tf.reshape(value, [-1])[here], part.dtype)
-            part.assign(flat.reshape(part.shape))
-
-
-class Share:
-    """What a rank holds of the slots, for other ranks to read: see `comm.peers`.
-
-    Knows no optimizer, so that it can outlive it: another rank may save when this one has
-    nothing left to do.
-
-    Args:
-        state: Dict of `SliceState` by slot.
-    """
-
-    def __init__(self, state):
-        self._state = state
-        # On the CPU: it is read from other threads, which must not wait for a device.
-        with tf.init_scope(), tf.device("CPU:0"):
-            self.count = tf.Variable(0, dtype=tf.int64, trainable=False)
-
-    def changes(self):
-        """How often this rank's share has changed: by updates, skipped ones included,
-        and by loading."""
-        return int(self.count.numpy())
-
-    def own(self, what):
-        """The bytes that this rank has of "slot/index of the variable"."""
-        slot, index = what.rsplit("/", 1)
-        return self._state[slot].own(int(index)).tobytes()
 
 
 class VariableView(tf.__internal__.tracking.Trackable):
@@ -106,10 +27,10 @@ class VariableView(tf.__internal__.tracking.Trackable):
 
 
 class SlotView(VariableView):
-    """The slot of one variable, in its whole shape: checkpoints know no slices.
+    """The slot of one variable, in its whole shape: checkpoints know no shards.
 
     Args:
-        slots: The `Slots`.
+        slots: The `PartitionedSlots`.
         slot: Name of the slot.
         index: Of the variable.
         shape, dtype: Of the slot.
@@ -129,20 +50,20 @@ class SlotView(VariableView):
         self._slots.write(self._slot, self._index, tf.convert_to_tensor(value))
 
 
-class Slots:
-    """The slots of a rule where ranks share them out, as one process sees them.
+class PartitionedSlots:
+    """The slots of a rule where ranks divide them, as one process sees them.
 
-    Until the ranks have met nobody knows which part is whose. A slot is zeros then, or
+    Until the ranks have met nobody knows which shard is whose. A slot is zeros then, or
     whole what was loaded; afterwards it is read from and written to whoever holds it.
 
     Args:
         names: The rule's slots.
-        layout: The `Layout`.
+        layout: The `BucketLayout`.
 
     Attributes:
         views: For each slot a list of `SlotView`, one for each variable.
         loaded: Arrays by slot and variable, what this rank has loaded, whole, and not
-            yet shared out.
+            yet divided.
     """
 
     def __init__(self, names, layout):

@@ -15,42 +15,42 @@ class Moments(NamedTuple):
     Attributes:
         weight: Scalar tensor, Σ w_i. With equal samples, their number.
         mean: Tensor `[n]`, Σ w_i g_i / Σ w_i.
-        spread: Tensor `[n]`, Σ w_i (g_i − mean)², or `None` for 0: a single sample,
+        m2: Tensor `[n]`, Σ w_i (g_i − mean)², or `None` for 0: a single sample,
             or what is to count as one.
     """
 
     weight: tf.Tensor
     mean: tf.Tensor
-    spread: Optional[tf.Tensor]
+    m2: Optional[tf.Tensor]
 
     def add(self, sample, weight):
         """Moments after one more sample (Welford 1962; West 1979 for weights)."""
         total = self.weight + weight
         deviation = sample - self.mean
         mean = self.mean + deviation * tf.math.divide_no_nan(weight, total)
-        if self.spread is None:
+        if self.m2 is None:
             return Moments(total, mean, None)
         # w·W/(w+W)·(g − mean)² is never negative, unlike w(g − mean)(g − mean').
         share = tf.math.divide_no_nan(weight * self.weight, total)
         # The first sample has share 0, also where its square overflows.
         moved = tf.math.multiply_no_nan(tf.square(deviation), share)
-        return Moments(total, mean, self.spread + moved)
+        return Moments(total, mean, self.m2 + moved)
 
-    def spread_about(self, mean):
+    def m2_about(self, mean):
         """Σ w_i (g_i − c)² about a common point c `[n]` in place of the own mean.
 
         Summed over groups of samples, with c the mean of them all, this is the
-        spread of them all (Chan, Golub and LeVeque 1983).
+        m2 of them all (Chan, Golub and LeVeque 1983).
         """
         about = self.weight * tf.square(self.mean - mean)
-        return about if self.spread is None else self.spread + about
+        return about if self.m2 is None else self.m2 + about
 
 
 def merged(groups):
     """The `Moments` of all samples of some groups of them.
 
     Args:
-        groups: List of `Moments`, one for each group. A spread of `None` is 0: the
+        groups: List of `Moments`, one for each group. An m2 of `None` is 0: the
             group is a single sample.
     """
     number = len(groups)
@@ -58,10 +58,10 @@ def merged(groups):
     # Exactly 1 where all weigh the same, whatever they weigh.
     shares = [group.weight * number / total for group in groups]
     mean = tf.add_n([s * group.mean for s, group in zip(shares, groups)]) / number
-    spreads = [
+    m2s = [
         tf.square(group.mean - mean) * s
-        if group.spread is None
-        else tf.square(group.mean - mean) * s + group.spread * (number / total)
+        if group.m2 is None
+        else tf.square(group.mean - mean) * s + group.m2 * (number / total)
         for s, group in zip(shares, groups)
     ]
-    return Moments(total, mean, tf.add_n(spreads) * (total / number))
+    return Moments(total, mean, tf.add_n(m2s) * (total / number))

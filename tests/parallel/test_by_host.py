@@ -15,9 +15,9 @@ def trained(sharding, arguments, examples):
     import tensorflow as tf
 
     import gsnr_tf
-    from gsnr_tf.comm import route
+    from gsnr_tf.comm import exchange_plan
 
-    route._MANY_ON_A_HOST = 2
+    exchange_plan._MANY_ON_A_HOST = 2
     rank, rng = gsnr_tf.rank(), np.random.default_rng(1)
     variables = [keras.Variable(rng.normal(size=s), dtype="float32") for s in SHAPES]
     optimizer = gsnr_tf.GSNRLamb(

@@ -276,9 +276,9 @@ def asked_at_the_wrong_time():
     peers._BEHIND_SECONDS = 0.2
     model = saved_model("auto", False)
     update(model, 0)
-    slices = model.optimizer._parts
+    slots = model.optimizer._program.exchange.slots
     if gsnr_tf.rank() == 0:
-        slices._share.count.assign_add(1)  # as if it had gone on without the other
+        slots._served.count.assign_add(1)  # as if it had gone on without the other
         try:
             whole_state(model)
         except RuntimeError as error:

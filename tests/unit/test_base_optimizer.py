@@ -101,6 +101,22 @@ def test_adamw(second_moment):
     )
 
 
+def test_nadam():
+    arguments = {"learning_rate": 0.1, "epsilon": 1e-12, "weight_decay": 0.1}
+    problem = coarse(EVERYTHING)
+    problem = problem._replace(samples=problem.samples * 10)
+    ours = gsnr_tf.GSNRNadam(gamma=1.0, gradient_accumulation_steps=2, **arguments)
+    # Keras counts Nadam's own steps by micro-batch: it gets the means.
+    means = [[[np.mean(g, axis=0) for g in zip(*update)]] for update in problem.samples]
+    plain = keras.optimizers.Nadam(**arguments)
+    assert_close(
+        trained(ours, problem),
+        trained(plain, problem._replace(samples=means)),
+        rtol=1e-6,
+        atol=3e-6,
+    )
+
+
 @pytest.mark.parametrize("estimator", ["paper", "robust"])
 @pytest.mark.parametrize("name", ["GSNRAdam", "GSNRLamb"])
 def test_a_multiplier_of_one_averages_to_exactly_one(name, estimator):

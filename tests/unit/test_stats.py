@@ -49,12 +49,12 @@ def merged(groups):
     parts = [moments_of(group) for group in groups]
     weight = sum(part.weight for part in parts)
     mean = sum(part.weight * part.mean for part in parts) / weight
-    return Moments(weight, mean, sum(part.spread_about(mean) for part in parts))
+    return Moments(weight, mean, sum(part.m2_about(mean) for part in parts))
 
 
 def multiplier_of(samples, gamma=0.1, ceiling=1.0, estimator="paper"):
     moments = moments_of(samples)
-    variance = moments.spread / moments.weight
+    variance = moments.m2 / moments.weight
     r = multiplier(moments.mean, variance, len(samples), gamma, ceiling, estimator)
     return moments.mean.numpy(), r.numpy()
 
@@ -70,7 +70,7 @@ def test_variance_far_from_zero(ratio, bound, groups):
     samples = (ratio + rng.normal(size=(16, 5000))).astype("float32")
     _, variance = reference.statistics(samples)
     found = moments_of(samples) if groups is None else merged(np.split(samples, groups))
-    error = np.abs(found.spread.numpy() / 16 / variance - 1).max()
+    error = np.abs(found.m2.numpy() / 16 / variance - 1).max()
     assert error <= bound
 
 

@@ -5,26 +5,26 @@ import itertools
 import numpy as np
 import pytest
 
-from gsnr_tf.comm.route import Route
+from gsnr_tf.comm.exchange_plan import ExchangePlan
 
 HOSTS, SEATS = 3, 2
 BY_SLOT = [(rank // SEATS, rank % SEATS) for rank in range(HOSTS * SEATS)]
 BY_NODE = [(rank % HOSTS, rank // HOSTS) for rank in range(HOSTS * SEATS)]
 
 
-def travel(routes, bounds, vectors):
+def travel(plans, bounds, vectors):
     """What each rank holds in the end: the rows it added up, one exchange at a time."""
     held = list(vectors)
-    levels = range(len(routes[0].levels))
-    for number in levels:
+    stages = range(len(plans[0].stages))
+    for number in stages:
         received = []
-        for rank, route in enumerate(routes):
-            level = route.levels[number]
-            assert level.ranks[level.place] == rank
+        for rank, plan in enumerate(plans):
+            stage = plan.stages[number]
+            assert stage.ranks[stage.index] == rank
             rows = []
-            for sender in level.ranks:
-                cuts = routes[sender].cuts(bounds, routes[sender].part)[number]
-                first, last = cuts[level.place : level.place + 2]
+            for sender in stage.ranks:
+                cuts = plans[sender].cuts(bounds, plans[sender].shard)[number]
+                first, last = cuts[stage.index : stage.index + 2]
                 rows.append(held[sender][first - cuts[0] : last - cuts[0]])
             received.append(np.sum(rows, axis=0))
         held = received
@@ -33,33 +33,33 @@ def travel(routes, bounds, vectors):
 
 @pytest.mark.parametrize("places", [BY_SLOT, BY_NODE])
 @pytest.mark.parametrize("by_host", [False, True])
-def test_each_owner_gets_its_part_from_all(places, by_host):
+def test_each_owner_rank_gets_its_shard_from_all(places, by_host):
     ranks = len(places)
     if by_host:
-        routes = [Route.by_host(rank, places) for rank in range(ranks)]
+        plans = [ExchangePlan.by_host(rank, places) for rank in range(ranks)]
     else:
-        routes = [Route.flat(rank, ranks) for rank in range(ranks)]
+        plans = [ExchangePlan.flat(rank, ranks) for rank in range(ranks)]
     bounds = [0, 3, 3, 7, 8, 12, 15]
     vectors = np.random.default_rng(0).normal(size=[ranks, bounds[-1]])
-    for route, own in zip(routes, travel(routes, bounds, vectors)):
-        first, last = bounds[route.part : route.part + 2]
+    for plan, own in zip(plans, travel(plans, bounds, vectors)):
+        first, last = bounds[plan.shard : plan.shard + 2]
         np.testing.assert_allclose(own, vectors[:, first:last].sum(0))
-    assert [r.owners.index(rank) for rank, r in enumerate(routes)] == [
-        route.part for route in routes
+    assert [r.owner_ranks.index(rank) for rank, r in enumerate(plans)] == [
+        plan.shard for plan in plans
     ]
 
 
 @pytest.mark.parametrize("places", [BY_SLOT, BY_NODE])
 def test_only_like_places_talk_across_hosts(places):
     for rank, (host, seat) in enumerate(places):
-        within, across = Route.by_host(rank, places).levels
+        within, across = ExchangePlan.by_host(rank, places).stages
         assert {places[other][0] for other in within.ranks} == {host}
         assert {places[other][1] for other in across.ranks} == {seat}
 
 
 def test_ranks_in_no_order_exchange_at_once():
     disorder = [(0, 0), (1, 0), (1, 1), (0, 1)]
-    assert Route.by_host(0, disorder) is None
+    assert ExchangePlan.by_host(0, disorder) is None
     orders = itertools.permutations([(0, 0), (0, 1), (1, 0), (1, 1)])
-    found = [Route.by_host(0, list(order)) for order in orders]
-    assert sum(route is not None for route in found) == 2
+    found = [ExchangePlan.by_host(0, list(order)) for order in orders]
+    assert sum(plan is not None for plan in found) == 2

@@ -1,4 +1,4 @@
-"""What a step shows to those who watch, in updates that are due and in no others."""
+"""What a step records for monitors, in updates that are due and in no others."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,10 @@ from gsnr_tf.stats import summary
 
 # What the statistics do not have is taken from this many elements, evenly spread over
 # each variable: a share and a norm are off by about 1 % then.
-_COUNTED, _COUNTED_EACH = 2**16, 2**12
-# Of a record, and of what `sums_and_counts` adds to the statistics and trust ratios.
+_SAMPLED, _SAMPLED_EACH = 2**16, 2**12
+# Of a record, and of what `sampled_sums` adds to the statistics and trust ratios.
 _COLUMNS = len(summary.FIELDS) + summary.R_BINS + summary.MULTIPLIER_BINS
-_SEEN = _COLUMNS - summary.FIELDS.index("informative") - 1
+_SAMPLED_COLUMNS = _COLUMNS - summary.FIELDS.index("informative") - 1
 
 
 class Record(NamedTuple):
@@ -35,31 +35,34 @@ class Record(NamedTuple):
     times: list
 
 
-class Watch:
+class Telemetry:
     """A record of the last due update: the step fills it, a callback reads it.
 
     No part of the optimizer's state, and in no checkpoint.
 
     Args:
-        optimizer: The `GSNROptimizer`.
-        communicator: Its `Communicator`.
-        layout: The `Layout` of its variables.
+        communicator: The `Communicator`.
+        layout: The `BucketLayout` of the variables.
+        strategy: The `tf.distribute.Strategy` of the optimizer.
         every: Int, updates from record to record.
+        sizes: Callable that returns, within a step, the number of the update that it
+            makes, k, and the micro-batches of each worker.
     """
 
-    def __init__(self, optimizer, communicator, layout, every):
-        self._optimizer = optimizer
+    def __init__(self, communicator, layout, strategy, every, sizes):
         self._comm = communicator
+        self._sizes = sizes
         self.every = every
-        with tf.init_scope(), optimizer._distribution_strategy.scope():
-            shape = [len(layout.places), _COLUMNS]
+        self._shapes = [[len(b.indices), _SAMPLED_COLUMNS] for b in layout.buckets]
+        with tf.init_scope(), strategy.scope():
+            shape = [len(layout.index_map), _COLUMNS]
             self._table = _variable(tf.zeros(shape, layout.dtype))
             # Number of the update, samples, accumulation steps.
             self._counts = _variable(tf.zeros([3], tf.int64))
             self._times = [_variable(tf.zeros([], tf.float64)) for _ in range(3)]
         # Tables come bucket by bucket.
         order = [index for bucket in layout.buckets for index in bucket.indices]
-        self._places = np.argsort(order)
+        self._order = np.argsort(order)
 
     def record(self, tables):
         """Keeps what `tables()` gives, if this update is due.
@@ -68,39 +71,28 @@ class Watch:
             tables: Callable that returns a tensor `[variables, columns]` for each
                 bucket, columns as in `table`, on every replica.
         """
-        optimizer = self._optimizer
 
         def keep():
             found = self._comm.each(self._in_order, tables())
-            sizes = (optimizer.samples, optimizer.accumulation_steps)
-            sizes = [tf.cast(size, tf.int64) for size in sizes]
-            counts = tf.stack([self._number(), *sizes])
+            counts = tf.stack([tf.cast(size, tf.int64) for size in self._sizes()])
             for variable, value in ((self._table, found), (self._counts, counts)):
                 self._comm.update(variable, _assign, value)
             return True
 
         tf.cond(self._due(), keep, lambda: False)
 
-    def when_due(self, seen):
-        """What `seen()` gives: `sums_and_counts` of each bucket; zeros if none is due.
-
-        So that what they need, the state before the step, is free again before all
-        workers have told what they have seen.
-        """
-        buckets = self._optimizer._layout.buckets
-        shapes = [[len(bucket.indices), _SEEN] for bucket in buckets]
+    def when_due(self, sampled):
+        """What `sampled()` gives: `sampled_sums` of each bucket; zeros if none is due."""
         dtype = self._table.dtype
-        return tf.cond(self._due(), seen, lambda: [tf.zeros(s, dtype) for s in shapes])
-
-    def _number(self):
-        """That of the update which the step makes."""
-        return tf.cast(self._optimizer.iterations, tf.int64) + 1
+        zeros = lambda: [tf.zeros(shape, dtype) for shape in self._shapes]  # noqa: E731
+        return tf.cond(self._due(), sampled, zeros)
 
     def _due(self):
-        return tf.equal(self._number() % self.every, 0)
+        update, *_ = self._sizes()
+        return tf.equal(tf.cast(update, tf.int64) % self.every, 0)
 
     def _in_order(self, tables):
-        return tf.gather(tf.concat(tables, axis=0), self._places)
+        return tf.gather(tf.concat(tables, axis=0), self._order)
 
     def mark(self, point, after):
         """Notes when the tensors `after` are there, as point 0, 1 or 2 of the step."""
@@ -127,7 +119,7 @@ class Watch:
 
 def _variable(value):
     first = tf.VariableAggregation.ONLY_FIRST_REPLICA
-    return tf.Variable(value, trainable=False, aggregation=first, name="watched")
+    return tf.Variable(value, trainable=False, aggregation=first, name="telemetry")
 
 
 def _assign(variable, value):
@@ -147,61 +139,61 @@ def clock(after):
         return tf.timestamp()
 
 
-class Picked:
-    """Some elements of a `Part`, evenly spread over its variables, in place of all.
+class StridedSubsample:
+    """Some elements of a `Shard`, evenly spread over its variables, in place of all.
 
     Args:
-        part: `Part` of a bucket.
+        shard: `Shard` of a bucket.
         variables: Int, how many variables the model has.
     """
 
-    def __init__(self, part, variables):
-        most = min(_COUNTED_EACH, max(_COUNTED // variables, 256))
-        positions, places, weights = [], [], []
-        for place in range(len(part.bucket.indices)):
-            start, size = part.bucket.span(place)
+    def __init__(self, shard, variables):
+        most = min(_SAMPLED_EACH, max(_SAMPLED // variables, 256))
+        positions, variable_of, weights = [], [], []
+        for variable in range(len(shard.bucket.indices)):
+            start, size = shard.bucket.span(variable)
             # An odd stride meets all columns of a matrix, whose width is rarely odd.
             stride = -(-size // most) | 1
             chosen = np.arange(start, start + size, stride)
             # For how many elements each stands.
             weight = size / max(len(chosen), 1)
-            chosen = chosen[(chosen >= part.start) & (chosen < part.stop)] - part.start
+            chosen = chosen[(chosen >= shard.start) & (chosen < shard.stop)] - shard.start
             positions.append(chosen.astype("int32"))
-            places.append(np.full(len(chosen), place, "int32"))
+            variable_of.append(np.full(len(chosen), variable, "int32"))
             weights.append(np.full(len(chosen), weight))
-        self._variables = len(part.bucket.indices)
-        self._positions, self._places, self.weights = (
-            np.concatenate(parts) for parts in (positions, places, weights)
+        self._variables = len(shard.bucket.indices)
+        self._positions, self._variable_of, self.weights = (
+            np.concatenate(parts) for parts in (positions, variable_of, weights)
         )
 
     def of(self, vector):
-        """The picked elements of a tensor in the shape of the part."""
+        """The elements of the subsample of a tensor in the shape of the shard."""
         return tf.gather(tf.reshape(vector, [-1]), self._positions)
 
-    def spread(self, values):
-        """From a number for each variable to one for each picked element."""
-        return tf.gather(values, self._places)
+    def broadcast(self, values):
+        """From a number for each variable to one for each of its elements."""
+        return tf.gather(values, self._variable_of)
 
     def sums(self, *vectors):
-        """Sums over each variable of vectors of picked elements, weighted."""
+        """Sums over each variable of vectors of its elements, weighted."""
         weighted = (
             tf.stack(vectors, axis=1)
             * self.weights.astype(vectors[0].dtype.as_numpy_dtype)[:, None]
         )
-        return tf.math.unsorted_segment_sum(weighted, self._places, self._variables)
+        return tf.math.unsorted_segment_sum(weighted, self._variable_of, self._variables)
 
     def counts(self, bins, weights, number):
         return summary.counts_by_bin(
-            bins, weights, self._places, self._variables, number
+            bins, weights, self._variable_of, self._variables, number
         )
 
 
-def sums_and_counts(picked, mean, r, multiplier, bounds, theta, u):
-    """What there is to see of a part beyond its statistics.
+def sampled_sums(sample, mean, r, multiplier, bounds, theta, u):
+    """What there is to see of a shard beyond its statistics.
 
     Args:
-        picked: `Picked`.
-        mean, r, multiplier, theta, u: Tensors `[n]`, of the picked elements.
+        sample: `StridedSubsample`.
+        mean, r, multiplier, theta, u: Tensors `[n]`, of its elements.
         bounds: Pair `(gamma, ceiling)`.
 
     Returns:
@@ -209,27 +201,27 @@ def sums_and_counts(picked, mean, r, multiplier, bounds, theta, u):
         fields from "informative" to "u_sq", and the counts.
     """
     known = tf.cast(tf.not_equal(mean, 0), mean.dtype)
-    sums = picked.sums(
+    sums = sample.sums(
         known,
         *summary.multiplier_terms(multiplier, known, *bounds),
         tf.square(theta),
         tf.square(u),
     )
-    weights = known * tf.constant(picked.weights, mean.dtype)
+    weights = known * tf.constant(sample.weights, mean.dtype)
     bins = (summary.r_bin(r), summary.multiplier_bin(multiplier, *bounds))
     numbers = (summary.R_BINS, summary.MULTIPLIER_BINS)
-    counts = [picked.counts(b, weights, number) for b, number in zip(bins, numbers)]
+    counts = [sample.counts(b, weights, number) for b, number in zip(bins, numbers)]
     return tf.concat([sums, *counts], axis=1)
 
 
-def table(statistics, seen, phi):
+def table(statistics, sampled, phi):
     """The columns of a record, in the order of `Summary`.
 
     Args:
-        statistics: `[variables, 4]`: what `Program.statistics` sums up.
-        seen: What `sums_and_counts` gives. Both of all workers.
+        statistics: `[variables, 4]`: what `UpdateKernels.statistics` sums up.
+        sampled: What `sampled_sums` gives. Both of all workers.
         phi: Trust ratios `[variables]`.
     """
     fields = len(summary.FIELDS) - 1 - statistics.shape[1]
-    columns = [statistics, seen[:, :fields], phi[:, None], seen[:, fields:]]
+    columns = [statistics, sampled[:, :fields], phi[:, None], sampled[:, fields:]]
     return tf.concat(columns, axis=1)

@@ -15,7 +15,7 @@ BLOCK = 128
 BUCKET_BYTES = 4 * 2**20
 
 
-class Layout:
+class BucketLayout:
     """How variables are divided into buckets.
 
     Args:
@@ -49,13 +49,13 @@ class Layout:
                 small, filled = [], 0
         if small:
             self.buckets.append(self._bucket(small))
-        places = {
-            index: (number, place)
+        index_map = {
+            index: (number, position)
             for number, bucket in enumerate(self.buckets)
-            for place, index in enumerate(bucket.indices)
+            for position, index in enumerate(bucket.indices)
         }
-        # For each variable: number of its bucket, and its place among those in there.
-        self.places = [places[index] for index in range(len(variables))]
+        # For each variable: number of its bucket, and its position in there.
+        self.index_map = [index_map[index] for index in range(len(variables))]
         self.shapes = [shape for shape, _ in self._variables]
         self.size = sum(bucket.size for bucket in self.buckets)
         # Number of the bucket with which single numbers travel, which costs a copy of it:
@@ -76,15 +76,15 @@ class Layout:
     def unpack(self, vectors):
         """A tensor of each variable's shape, in the order of the variables."""
         parts = [bucket.unpack(v) for bucket, v in zip(self.buckets, vectors)]
-        return [parts[number][place] for number, place in self.places]
+        return [parts[number][position] for number, position in self.index_map]
 
 
 class Bucket:
     """One variable as it is, or several of them in one vector of blocks.
 
     Args:
-        indices, shapes: The variables' places in the optimizer's list, and shapes.
-        dtype: Of the vector, as of `Layout`.
+        indices, shapes: Which of the optimizer's variables, and their shapes.
+        dtype: Of the vector, as of `BucketLayout`.
         weights_dtype: In which new weights travel: the variables' own, if they share
             one, since they will be cast to it.
 
@@ -92,8 +92,8 @@ class Bucket:
         indices: Which of the optimizer's variables, in the order of the vector.
         size: Length of the vector, padding included.
         blocks: Number of blocks; the last one of a single variable may be short.
-        owner: int32 array `[blocks]`, the place in `indices` of the variable that
-            each block belongs to.
+        variable_of_block: int32 array `[blocks]`, the position in `indices` of the variable
+            that each block belongs to.
     """
 
     def __init__(self, indices, shapes, dtype, weights_dtype):
@@ -105,7 +105,7 @@ class Bucket:
         self._sizes = [math.prod(shape) for shape in shapes]
         blocks = [-(-size // BLOCK) for size in self._sizes]
         self.blocks = sum(blocks)
-        self.owner = np.repeat(np.arange(len(indices), dtype="int32"), blocks)
+        self.variable_of_block = np.repeat(np.arange(len(indices), dtype="int32"), blocks)
         self.size = self._sizes[0] if self.alone else self.blocks * BLOCK
         self._starts = BLOCK * np.concatenate([[0], np.cumsum(blocks)[:-1]]).astype(int)
         self._padding = [
@@ -120,9 +120,9 @@ class Bucket:
         """The element that a block begins with, or the end of the vector."""
         return min(block * BLOCK, self.size)
 
-    def span(self, place):
+    def span(self, position):
         """First element and number of elements of a variable."""
-        return int(self._starts[place]), self._sizes[place]
+        return int(self._starts[position]), self._sizes[position]
 
     def pack(self, tensors):
         """One vector `[size]` of a tensor for each variable; `None` counts as zeros."""

@@ -7,33 +7,33 @@ from gsnr_tf.sharding.state import VariableView
 from gsnr_tf.stats import Moments
 
 
-class Window:
+class GradientAccumulator:
     """Moments of this worker's micro-batches since the last update.
 
     Each replica has its own. A checkpoint sees them variable by variable.
 
     Args:
-        layout: The `Layout`.
+        layout: The `BucketLayout`.
     """
 
     def __init__(self, layout):
         self._layout = layout
         self._weight = self._accumulator("weight", ())
         self._means = [self._accumulator("mean", (b.size,)) for b in layout.buckets]
-        self._spreads = [None] * len(layout.buckets)
+        self._m2s = [None] * len(layout.buckets)
         self.views = self._views_of(self._means)
 
-    def keep_spread(self):
+    def keep_m2(self):
         """Keeps how far the micro-batches differ as well; to be called before any came."""
-        if self._spreads[0] is None:
-            self._spreads = [
-                self._accumulator("spread", (b.size,)) for b in self._layout.buckets
+        if self._m2s[0] is None:
+            self._m2s = [
+                self._accumulator("m2", (b.size,)) for b in self._layout.buckets
             ]
-            self.views = [*self.views, *self._views_of(self._spreads)]
+            self.views = [*self.views, *self._views_of(self._m2s)]
 
     def _views_of(self, vectors):
         return [
-            _View(self._layout, vectors, index) for index in range(len(self._layout.places))
+            _View(self._layout, vectors, index) for index in range(len(self._layout.index_map))
         ]
 
     def _accumulator(self, name, shape):
@@ -65,23 +65,23 @@ class Window:
             Moments(
                 so_far,
                 tf.convert_to_tensor(mean),
-                None if spread is None else tf.convert_to_tensor(spread),
+                None if m2 is None else tf.convert_to_tensor(m2),
             ).add(vector, weight)
-            for mean, spread, vector in zip(self._means, self._spreads, sample)
+            for mean, m2, vector in zip(self._means, self._m2s, sample)
         ]
 
     def store(self, moments):
         """Keeps what `with_sample` gave."""
         self._weight.value.assign(moments[0].weight)
-        for mean, spread, bucket in zip(self._means, self._spreads, moments):
+        for mean, m2, bucket in zip(self._means, self._m2s, moments):
             mean.value.assign(bucket.mean)
-            if spread is not None:
-                spread.value.assign(bucket.spread)
+            if m2 is not None:
+                m2.value.assign(bucket.m2)
 
     def restart(self):
         """Forgets all samples."""
-        spreads = [spread for spread in self._spreads if spread is not None]
-        for variable in [self._weight, *self._means, *spreads]:
+        m2s = [m2 for m2 in self._m2s if m2 is not None]
+        for variable in [self._weight, *self._means, *m2s]:
             variable.value.assign(tf.zeros(variable.shape, self._layout.dtype))
 
 
@@ -89,12 +89,12 @@ class _View(VariableView):
     """What is accumulated of one variable's gradient."""
 
     def __init__(self, layout, vectors, index):
-        number, place = layout.places[index]
+        number, position = layout.index_map[index]
         bucket = layout.buckets[number]
-        start, size = bucket.span(place)
+        start, size = bucket.span(position)
         self._vector = vectors[number]
         self._span = slice(start, start + size)
-        self.shape = bucket.shapes[place]
+        self.shape = bucket.shapes[position]
         self.dtype = bucket.dtype
 
     def numpy(self):

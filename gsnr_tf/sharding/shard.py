@@ -1,20 +1,20 @@
-"""A rank's part of a bucket, as the shape in which programs compute on it."""
+"""A rank's shard of a bucket, as the shape in which kernels compute on it."""
 
 import tensorflow as tf
 
-from gsnr_tf.sharding.layout import BLOCK
+from gsnr_tf.sharding.buckets import BLOCK
 
 
-class Part:
+class Shard:
     """Blocks `first` to `last` of a bucket, with what concerns its variables.
 
-    In a part of a single variable a vector has the shape `[elements]` and the
+    In a shard of a single variable a vector has the shape `[elements]` and the
     variable's own numbers are scalars; otherwise `[blocks, BLOCK]` and `[blocks, 1]`,
     each block's variable's.
 
     Attributes:
         start, stop: The elements of the bucket.
-        shape: Shape of the part's vectors.
+        shape: Shape of the shard's vectors.
     """
 
     def __init__(self, bucket, first, last):
@@ -22,13 +22,18 @@ class Part:
         self.start, self.stop = bucket.at(first), bucket.at(last)
         self.size = self.stop - self.start
         self.shape = [self.size] if bucket.alone else [last - first, BLOCK]
-        self._owner = bucket.owner[first:last]
+        self._variable_of_block = bucket.variable_of_block[first:last]
 
-    def spread(self, values):
+    @classmethod
+    def whole(cls, bucket):
+        """The shard that is all of a bucket."""
+        return cls(bucket, 0, bucket.blocks)
+
+    def broadcast(self, values):
         """From a number for each variable `[variables]` to what broadcasts to `shape`."""
         if self.bucket.alone:
             return values[0]
-        return tf.gather(values, self._owner)[:, None]
+        return tf.gather(values, self._variable_of_block)[:, None]
 
     def sums(self, *vectors):
         """Sums over each variable's elements, `[variables, len(vectors)]`."""
@@ -36,13 +41,17 @@ class Part:
             return tf.stack([_sum(vector) for vector in vectors])[None]
         sums = tf.stack([_row_sums(vector) for vector in vectors], axis=1)
         return tf.math.unsorted_segment_sum(
-            sums, self._owner, len(self.bucket.indices)
+            sums, self._variable_of_block, len(self.bucket.indices)
         )
 
     def cut(self, tensors):
-        """This part of the bucket's variables, a tensor each, in `shape`."""
+        """This shard of the bucket's variables, a tensor each, in `shape`."""
         flat = self.bucket.pack_range(tensors, self.start, self.stop)
         return tf.reshape(flat, self.shape)
+
+    def in_shape(self, *vectors):
+        """Flat vectors in `shape`."""
+        return [tf.reshape(vector, self.shape) for vector in vectors]
 
 
 def _row_sums(rows):
