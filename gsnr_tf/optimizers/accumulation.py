@@ -2,10 +2,11 @@
 
 import tensorflow as tf
 
+from gsnr_tf.optimizers.learning_rate import SchedulesCountUpdates
 from gsnr_tf.optimizers.window import Window
 
 
-class AccumulatesWindows:
+class AccumulatesWindows(SchedulesCountUpdates):
     """The part of `DistributedStep` that counts micro-batches, and keeps their `Window`."""
 
     # The vectors of the window, for tf.train.Checkpoint to find.
@@ -23,6 +24,8 @@ class AccumulatesWindows:
         self._track_variable(self._window.weight)
         # An attribute of its own, for tf.train.Checkpoint to find.
         self._accumulated = self._window.views
+        if self._varies:
+            self._follow_progress()
 
     @property
     def accumulation_steps(self):
@@ -54,7 +57,7 @@ class AccumulatesWindows:
 
         Changes the train step without tracing it anew. All workers must call it alike,
         outside of a step and at the end of a window. `iterations` still counts updates;
-        a schedule of Keras, which counts calls, would jump.
+        a schedule counts those of the first batch from now on, see `schedule_step`.
 
         Args:
             steps: Int, at least 1.
@@ -72,6 +75,8 @@ class AccumulatesWindows:
                 f"The window has begun: {calls % now} of {now} micro-batches are "
                 "accumulated. Change it after an update."
             )
+        if self._progress is not None:
+            self.count_examples(int(self._progress[2]), int(self._progress[3]))
         self._iterations.assign(calls // now * steps)
         self._window_size.assign(steps)
 
