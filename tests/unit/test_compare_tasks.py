@@ -11,6 +11,7 @@ from gsnr_tf.compare import Data, Split, Task, load_task
 from gsnr_tf.compare.contenders import contenders_of
 from gsnr_tf.compare.task import checked
 from gsnr_tf.compare.training import Trainer
+from gsnr_tf.schedules import WarmupCosine
 from tests.processes import ROOT
 
 PLANE = ROOT / "tests" / "integration" / "plane_task.py"
