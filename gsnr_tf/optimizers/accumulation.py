@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from gsnr_tf.optimizers.learning_rate import SchedulesCountUpdates
+from gsnr_tf.optimizers.learning_rate import SchedulesCountUpdates, number
 from gsnr_tf.optimizers.window import Window
 
 
@@ -69,14 +69,14 @@ class AccumulatesWindows(SchedulesCountUpdates):
             raise ValueError("Call `vary_window()` before the optimizer is built.")
         if steps < 1:
             raise ValueError(f"steps must be at least 1. Received: steps={steps}")
-        calls, now = int(self._iterations), int(self.accumulation_steps)
+        calls, now = number(self._iterations), number(self.accumulation_steps)
         if calls % now:
             raise ValueError(
                 f"The window has begun: {calls % now} of {now} micro-batches are "
                 "accumulated. Change it after an update."
             )
         if self._progress is not None:
-            self.count_examples(int(self._progress[2]), int(self._progress[3]))
+            self.count_examples(*self._sizes())
         self._iterations.assign(calls // now * steps)
         self._window_size.assign(steps)
 
@@ -104,7 +104,7 @@ class AccumulatesWindows(SchedulesCountUpdates):
         if not self._accumulated:
             return
         self._window.restart()
-        calls, steps = int(self._iterations), int(self.accumulation_steps)
+        calls, steps = number(self._iterations), number(self.accumulation_steps)
         self._iterations.assign(calls // steps * steps)
 
     def _count_of_calls(self):
@@ -116,4 +116,4 @@ class AccumulatesWindows(SchedulesCountUpdates):
     @property
     def at_window_start(self):
         """Whether nothing is accumulated: an update was the last thing done."""
-        return int(self._iterations) % int(self.accumulation_steps) == 0
+        return number(self._iterations) % number(self.accumulation_steps) == 0

@@ -16,6 +16,11 @@ from gsnr_tf.schedules import UpdateSchedule
 _told = False
 
 
+def number(value):
+    """A scalar variable, also one of replicas, or a tensor as an int."""
+    return int(tf.convert_to_tensor(value))
+
+
 class SchedulesCountUpdates:
     """The part of `DistributedStep` that says what the learning rate is.
 
@@ -90,12 +95,18 @@ class SchedulesCountUpdates:
         """
         if self._progress is None:
             return
-        updates, known = int(self.iterations), int(self._examples_so_far())
-        first = first_batch or int(self._progress[3])
-        if not first_batch and not updates:
-            first = micro_batch * int(self.accumulation_steps)
-        known = known if so_far is None else so_far
-        self._progress.assign([known, updates, micro_batch, first])
+        updates = number(self.iterations)
+        if so_far is None:
+            so_far = number(self._examples_so_far())
+        if first_batch is None:
+            _, first_batch = self._sizes()
+            if not updates:
+                first_batch = micro_batch * number(self.accumulation_steps)
+        self._progress.assign([so_far, updates, micro_batch, first_batch])
+
+    def _sizes(self):
+        """Examples of a micro-batch and of the first batch, ints."""
+        return [number(size) for size in tf.unstack(tf.convert_to_tensor(self._progress))[2:]]
 
     def multiply_learning_rate(self, factor):
         """Multiplies the rate of all further updates, of a schedule too.
@@ -109,7 +120,7 @@ class SchedulesCountUpdates:
             ValueError: The optimizer follows a schedule, and its window cannot vary.
         """
         if not self._has_schedule():
-            self.learning_rate = float(self.learning_rate.numpy()) * factor
+            self.learning_rate = float(tf.convert_to_tensor(self.learning_rate)) * factor
         elif self._rate_factor is None:
             raise ValueError(
                 "The rate of a schedule can be multiplied only if `vary_window()` was "
@@ -125,16 +136,16 @@ class SchedulesCountUpdates:
         if self._progress is None:
             return None
         return {
-            "examples": int(self._examples_so_far()),
-            "first_batch": int(self._progress[3]),
-            "rate_factor": float(self._rate_factor.numpy()),
+            "examples": number(self._examples_so_far()),
+            "first_batch": self._sizes()[1],
+            "rate_factor": float(tf.convert_to_tensor(self._rate_factor)),
         }
 
     def restore_schedule(self, examples, first_batch, rate_factor):
         """Takes what `schedule_state` gave, after the count of updates is restored."""
         if self._progress is None:
             return
-        self.count_examples(int(self._progress[2]), first_batch, examples)
+        self.count_examples(self._sizes()[0], first_batch, examples)
         self._rate_factor.assign(rate_factor)
 
     def _tell_what_schedules_count(self):

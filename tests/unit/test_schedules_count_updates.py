@@ -9,8 +9,10 @@ import pytest
 import tensorflow as tf
 
 import gsnr_tf
+from gsnr_tf import comm
 from gsnr_tf.callbacks import BatchSizeRamp
 from gsnr_tf.optimizers import learning_rate
+from gsnr_tf.resilience import checkpoint
 from gsnr_tf.schedules import WarmupCosine
 
 K, PEAK, STEPS = 8, 0.25, 16
@@ -244,6 +246,32 @@ def test_a_ramp_and_a_schedule(tmp_path):
     assert optimizer.schedule_state() == again.schedule_state()
 
 
+def test_a_checkpoint_keeps_where_the_schedule_is(tmp_path):
+    """Also without the engine, as `SaveOnPreemption` makes one, for another division."""
+
+    def make(window):
+        optimizer = gsnr_tf.GSNRSGD(schedule(), gamma=1.0, gradient_accumulation_steps=window)
+        optimizer.vary_window()
+        model = network(optimizer)
+        optimizer.build(model.trainable_variables)
+        return model, optimizer
+
+    communicator = comm.choose("auto", tf.distribute.get_strategy())
+    model, optimizer = make(2)
+    x, y = data(4)
+    model.fit(x, y, batch_size=1, verbose=0)
+    optimizer.set_accumulation_steps(4)
+    optimizer.multiply_learning_rate(2.0)
+    model.fit(x, y, batch_size=1, verbose=0)
+    checkpoint.save(tmp_path, "here", model, communicator, {}, {})
+    for window in (2, 8):
+        again, resumed = make(window)
+        checkpoint.load(tmp_path, None, again, communicator)
+        assert int(resumed.iterations) == 3 and int(resumed.schedule_step) == 4
+        assert float(resumed.learning_rate) == pytest.approx(2 * cosine(4))
+        assert resumed.schedule_state() == optimizer.schedule_state()
+
+
 def test_more_workers_count_for_more_examples():
     """As after an elastic job has grown: a micro-batch then has twice the examples."""
     optimizer = gsnr()
@@ -256,6 +284,34 @@ def test_more_workers_count_for_more_examples():
     walk.step(3 * K)
     assert int(optimizer.schedule_step) == 2 + 6
     assert optimizer.schedule_state()["examples"] == 8 * 2 * K
+
+
+@pytest.mark.parametrize("varies", [False, True])
+def test_replicas_of_a_strategy(varies):
+    """Four of them: each update of 2 micro-batches on each counts once."""
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(4)])
+    with strategy.scope():
+        optimizer = gsnr_tf.GSNRSGD(schedule(), gamma=1.0, gradient_accumulation_steps=2)
+        if varies:
+            optimizer.vary_window()
+        weight = keras.Variable([0.0])
+        optimizer.build([weight])
+    one = tf.constant([0.25])  # what a strategy divides by its replicas
+
+    @tf.function
+    def call():
+        strategy.run(lambda: optimizer.apply_gradients([(one, weight)]))
+
+    walked, examples = [], 0
+    for steps in (2, 2, 4 if varies else 2, 2):
+        if varies:
+            optimizer.set_accumulation_steps(steps)
+        before = float(weight.numpy()[0])
+        for _ in range(steps):
+            call()
+        walked.append((before - float(weight.numpy()[0]), cosine(examples // 2)))
+        examples += steps
+    np.testing.assert_allclose(*zip(*walked), atol=1e-6)
 
 
 # ---- the notice -------------------------------------------------------------------
