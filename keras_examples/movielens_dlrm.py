@@ -93,7 +93,7 @@ from movielens_task import build_model
 
 from gsnr_tf import DistributedOptimizer, GSNRAdam, GSNRLamb, rank, shard, size
 from gsnr_tf.callbacks import BroadcastGlobalVariablesCallback, MetricAverageCallback
-from gsnr_tf.compare import WarmupCosine
+from gsnr_tf.schedules import WarmupCosine
 
 
 def build_optimizer(name, learning_rate, args):
@@ -181,7 +181,7 @@ def train(name, learning_rate, l2, seed, data, args):
         report.print_run(name, learning_rate, l2, seed, args.seeds)
     model = build_model(data, l2=l2)
     updates = args.epochs * movielens.TRAIN // args.batch_size
-    schedule = WarmupCosine(learning_rate, updates, args.accumulation_steps)
+    schedule = WarmupCosine(learning_rate, updates)
     optimizer = build_optimizer(name, schedule, args)
     model.compile(optimizer=optimizer, loss="binary_crossentropy")
     recorder = EpochRecorder(data, optimizer, args)

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from gsnr_tf import DistributedOptimizer, GSNRAdam, GSNRLamb, rank, shard, size
 from gsnr_tf.callbacks import BroadcastGlobalVariablesCallback, MetricAverageCallback
-from gsnr_tf.compare import WarmupCosine
+from gsnr_tf.schedules import WarmupCosine
 
 OPTIMIZERS = {
     "gsnr-lamb": GSNRLamb,
@@ -82,7 +82,7 @@ def main(tasks):
             f"epochs. Received: {args.batch_size} and {args.accumulation_steps}."
         )
     rate = args.learning_rate or task.learning_rates[args.optimizer.removeprefix("gsnr-")]
-    schedule = WarmupCosine(rate, updates, args.accumulation_steps)
+    schedule = WarmupCosine(rate, updates)
     model.compile(optimizer=build_optimizer(args, schedule), loss=task.loss)
     parts = min(10, updates)
 

@@ -25,9 +25,11 @@ class BatchSizeRamp(keras.callbacks.Callback):
     noise scale: first the accumulated micro-batches, up to `max_accumulation`, then the
     micro-batch of each worker, if `batches` joins them. It is never made smaller.
 
-    All ranks must have this callback; they decide alike. The window of accumulation and
-    the learning rate are state of the optimizer, and survive in a checkpoint; joined
-    batches begin anew.
+    All ranks must have this callback; they decide alike. The learning rate grows with the
+    batch: a constant one is set anew, a schedule's is multiplied. A schedule counts
+    updates of the first batch, examples so far ÷ that batch, so that it ends where it
+    would without the ramp. The window of accumulation, the rate and where a schedule is
+    are state of the optimizer, and survive in a checkpoint; joined batches begin anew.
 
     Args:
         max_accumulation: Int, micro-batches of each worker up to which to accumulate.
@@ -48,8 +50,7 @@ class BatchSizeRamp(keras.callbacks.Callback):
         rate_factor: Float, what all doublings have multiplied the learning rate by.
 
     Raises:
-        ValueError: An argument is out of range; the optimizer is already built, or
-            follows a schedule, which the ramp would overrule.
+        ValueError: An argument is out of range, or the optimizer is already built.
         TypeError: The optimizer is not of the GSNR family.
 
     Example:
@@ -115,11 +116,6 @@ class BatchSizeRamp(keras.callbacks.Callback):
                 f"Received: {type(optimizer).__name__}. With gamma=1 a GSNR optimizer "
                 "is its base optimizer, and measures all the same."
             )
-        if not isinstance(optimizer._learning_rate, keras.Variable):
-            raise ValueError(
-                "BatchSizeRamp sets the learning rate, but the optimizer follows "
-                f"{optimizer._learning_rate!r}. Give the optimizer a float."
-            )
         optimizer.vary_window()
         optimizer.watch(self.every)
         # A train step traced before now has a window of fixed size.
@@ -132,6 +128,12 @@ class BatchSizeRamp(keras.callbacks.Callback):
         self._trace = noise_scale.Smoothed(_SMOOTHING)
         self._signal = noise_scale.Smoothed(_SMOOTHING)
         self._records = 0
+        self._workers = comm.choose("auto", self.model.distribute_strategy).workers
+        self._count_examples()
+
+    def _count_examples(self):
+        # In batches of the dataset, over all workers.
+        self._optimizer.count_examples(self._workers * int(self._joined))
 
     def on_train_batch_end(self, batch, logs=None):
         self.look()
@@ -176,13 +178,14 @@ class BatchSizeRamp(keras.callbacks.Callback):
         elif 2 * joined <= self.max_joined:
             joined *= 2
             self._joined.assign(joined)
+            self._count_examples()
         else:
             return
         self._records = 0
         factor = self._factor(trace, signal, size)
         self.rate_factor *= factor
-        rate = float(keras.ops.convert_to_numpy(self._optimizer.learning_rate)) * factor
-        self.model.optimizer.learning_rate = rate
+        self._optimizer.multiply_learning_rate(factor)
+        rate = float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
         self.history.append(
             {
                 "update": self._seen,

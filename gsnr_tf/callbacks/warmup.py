@@ -13,7 +13,8 @@ class LearningRateWarmupCallback(keras.callbacks.Callback):
         target = learning_rate · batch_ratioᵖ     p = 1 linear, ½ sqrt, 0 none
         λ_t = target · t / warmup_steps           for the updates t = 1 … warmup_steps
 
-    Afterwards it leaves the learning rate alone. It counts the optimizer's updates,
+    A callback and no schedule: the batch ratio is known when training begins, and not
+    when the optimizer is made. Afterwards it leaves the learning rate alone. It counts the optimizer's updates,
     so a resumed training goes on where it was.
 
     Args:

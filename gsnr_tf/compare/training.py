@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from gsnr_tf import comm
-from gsnr_tf.compare.schedule import WarmupCosine
+from gsnr_tf.schedules import WarmupCosine
 
 
 def updates_of(task, rows, batch):
@@ -38,7 +38,7 @@ class Trainer:
         steps = self._samples // comm.size()
         self.updates = updates_of(task, data.train.rows, batch)
         self._peak = tf.Variable(0.0)
-        schedule = WarmupCosine(self._peak, self.updates, steps)
+        schedule = WarmupCosine(self._peak, self.updates)
         self._model = task.build_model()
         optimizer = contender.optimizer(schedule, steps)
         # Horovod's collectives have no XLA kernels.

@@ -8,7 +8,7 @@ import keras
 from gsnr_tf import optimizers as family
 from gsnr_tf.engine import deepspeed
 from gsnr_tf.engine.errors import nearest
-from gsnr_tf.engine.schedules import SCHEDULES
+from gsnr_tf.schedules import DEEPSPEED as SCHEDULES
 from gsnr_tf.stats import SOUND_SAMPLES
 
 # What the configuration decides in keys of its own.
@@ -20,7 +20,6 @@ _ELSEWHERE = {
     "communicator": "the engine chooses it",
     "bucket_bytes": "use `zero_optimization.reduce_bucket_size`",
     "communication_dtype": "use `communication_data_type`",
-    "accumulation_steps": "use the key `gradient_accumulation_steps`",
 }
 # Numbers whose default is None.
 _NUMBERS = {
@@ -143,17 +142,15 @@ def check_scheduler(name, params):
     if missing:
         raise ValueError(f"params needs {', '.join(missing)} for {name}.")
     try:
-        make_schedule(name, params, 0.1, 1)
+        make_schedule(name, params, 0.1)
     except (TypeError, ValueError) as error:
         raise ValueError(f"params: {error}") from error
 
 
-def make_schedule(name, params, learning_rate, accumulation_steps):
+def make_schedule(name, params, learning_rate):
     """The schedule of a name; `learning_rate` is the optimizer's."""
     rule = SCHEDULES[name]
-    more = {"accumulation_steps": accumulation_steps}
-    if "learning_rate" in accepted(rule):
-        more["learning_rate"] = learning_rate
+    more = {"learning_rate": learning_rate} if "learning_rate" in accepted(rule) else {}
     return rule(**{**more, **params})
 
 

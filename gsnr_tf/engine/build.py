@@ -33,7 +33,6 @@ def optimizer_arguments(config, batch):
             config.scheduler.type,
             config.scheduler.params,
             float(rate),
-            batch.accumulation,
         )
     if arguments.is_gsnr(rule):
         kwargs.update(_gsnr_arguments(config, batch))
@@ -68,8 +67,6 @@ def build_optimizer(config, batch):
     See `optimizer_arguments`.
     """
     rule, kwargs = optimizer_arguments(config, batch)
-    if config.scheduler and config.gsnr.batch_ramp:
-        kwargs["learning_rate"] = 0.0  # `Updates` sets the rate of each update
     optimizer = rule(**kwargs)
     if not arguments.is_gsnr(rule):
         optimizer = DistributedOptimizer(optimizer)

@@ -10,7 +10,7 @@ from pathlib import Path
 from gsnr_tf.engine import deepspeed
 from gsnr_tf.engine.config import Config
 from gsnr_tf.engine.reading import section_of
-from gsnr_tf.engine.schedules import SCHEDULES
+from gsnr_tf.schedules import DEEPSPEED as SCHEDULES
 
 FOLDER = Path(__file__).with_name("docs")
 _MARK = "<!-- Written by `gsnr-tf config docs` from gsnr_tf/engine; do not edit. -->"

@@ -202,7 +202,6 @@ class Engine:
         self._guard.undo_if_skipped()
         loss = self._mean_over_ranks(np.mean(losses))
         specs = specs_of(parts[0], self._batch) if self._progress.profiles else None
-        self._updates.advance()
         self._progress.update(loss, specs)
         self._updates.end()
         return loss

@@ -2,7 +2,7 @@
 
 from gsnr_tf.engine import arguments
 from gsnr_tf.engine.build import optimizer_arguments
-from gsnr_tf.engine.schedules import UpdateSchedule
+from gsnr_tf.schedules import UpdateSchedule
 
 
 def explain(config, ranks):
@@ -63,12 +63,11 @@ def _schedule(config, batch, kwargs):
         return
     schedule = kwargs["learning_rate"]
     values = schedule.get_config()
-    values.pop("accumulation_steps")
     yield "scheduler", _call(type(schedule).__name__, values)
     points = {0, 1, values.get("warmup_num_steps"), values.get("cycle_first_step_size")}
     points |= {values.get("total_num_steps")}
     for update in sorted(point for point in points if point is not None):
-        rate = float(schedule(update * schedule.accumulation_steps))
+        rate = float(schedule(update))
         yield "", f"update {update}: {rate:.3g}"
     if config.gsnr.batch_ramp:
         yield "", f"(updates of {batch.train} examples, whatever the batch)"

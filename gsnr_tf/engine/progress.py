@@ -163,7 +163,6 @@ class UpdateCallback(keras.callbacks.Callback):
         self._last = batch
         if self._within >= self._updates.batch.accumulation:
             self._within = 0
-            self._updates.advance()
             self._progress.update(float(logs["loss"]), self._specs)
             self._updates.end()
 

@@ -1,9 +1,6 @@
-"""How many examples the updates of a job have, and their rate, where the batch grows."""
-
-import tensorflow as tf
+"""How many examples the updates of a job have, where the batch grows."""
 
 from gsnr_tf.callbacks import BatchSizeRamp
-from gsnr_tf.engine.build import optimizer_arguments
 from gsnr_tf.resilience import CheckpointError
 
 # Updates from look to look, where nothing else is asked for.
@@ -32,10 +29,6 @@ class Updates:
         self.grows = self._ramp is not None
         # Updates and examples when this batch began.
         self._before = (0, 0)
-        self._schedule = _schedule(config, batch) if self.grows else None
-        # What the scheduler counts: examples of the updates that were not skipped, and
-        # how many of these there were.
-        self._scheduled = self._counted = 0
         if self.grows:
             # Before the optimizer is built, so that its window may vary.
             self._ramp.set_model(model)
@@ -44,7 +37,7 @@ class Updates:
         """To be called once the optimizer is built."""
         if self.grows:
             self._ramp.on_train_begin()
-            self._set_rate()
+            self._count_examples()
 
     @property
     def done(self):
@@ -62,20 +55,11 @@ class Updates:
         if self.grows:
             self._accumulate(min(self._ramp.accumulation, micro_batches))
 
-    def advance(self):
-        """After each update, before it is told of: moves a scheduler on."""
-        if self._schedule is not None:
-            made = int(self._inner.iterations)
-            self._scheduled += (made - self._counted) * self.batch.train
-            self._counted = made
-            self._set_rate()
-
     def end(self):
         """After each update: the batch of the next one, which may have grown."""
         if self.grows:
             self._ramp.look()
             self._accumulate(self._ramp.accumulation)
-            self._set_rate()
 
     def counters(self):
         """What a checkpoint keeps, a dict that JSON can hold."""
@@ -84,7 +68,7 @@ class Updates:
             ramp = {
                 "micro_batch": self.batch.micro,
                 "rate_factor": self._ramp.rate_factor,
-                "scheduled_samples": self._scheduled,
+                "scheduled_samples": self._scheduled(),
                 **self._ramp.state(),
             }
             kept.update(train_batch_size=self.batch.train, batch_ramp=ramp)
@@ -115,20 +99,22 @@ class Updates:
         self._ramp.on_train_begin()
         ramp = dict(counters.get("batch_ramp", {}))
         self._ramp.rate_factor = ramp.pop("rate_factor", 1.0)
-        self._scheduled = ramp.pop("scheduled_samples", counters["global_samples"])
-        self._counted = int(self._inner.iterations)
-        self._set_rate()
+        scheduled = ramp.pop("scheduled_samples", counters["global_samples"])
+        self._count_examples()
+        self._inner.restore_schedule(scheduled, self.first.train, self._ramp.rate_factor)
         # Noise is counted in micro-batches.
         if ramp.pop("micro_batch", None) == self.first.micro:
             self._ramp.restore(ramp)
 
-    def _set_rate(self):
-        """Gives the next update the scheduler's rate, by examples, times the ramp's."""
-        if self._schedule is None:
-            return
-        updates = tf.constant(self._scheduled / self.first.train, tf.float64)
-        rate = self._ramp.rate_factor * float(self._schedule.rate(updates))
-        self._model.optimizer.learning_rate = rate
+    def _count_examples(self):
+        """Lets a scheduler count by examples. Those of updates that were skipped do not
+        count there."""
+        micro_batch = self.first.micro * self.first.ranks
+        self._inner.count_examples(micro_batch, self.first.train)
+
+    def _scheduled(self):
+        state = self._inner.schedule_state()
+        return self.examples if state is None else state["examples"]
 
     def _accumulate(self, steps):
         if steps == self.batch.accumulation:
@@ -149,13 +135,6 @@ def _ramp(config, batch):
         # A record for both.
         every=section.every or config.gsnr.monitor_interval or _EVERY,
     )
-
-
-def _schedule(config, batch):
-    if not config.scheduler:
-        return None
-    _, kwargs = optimizer_arguments(config, batch)
-    return kwargs["learning_rate"]
 
 
 def _accumulation(train, batch):

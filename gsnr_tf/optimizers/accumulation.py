@@ -3,10 +3,11 @@
 import tensorflow as tf
 
 from gsnr_tf.optimizers.accumulator import GradientAccumulator
+from gsnr_tf.optimizers.learning_rate import SchedulesCountUpdates, number
 
 
-class AccumulatesWindows:
-    """The part of `DistributedStep` that counts micro-batches, and keeps their `GradientAccumulator`."""
+class AccumulatesWindows(SchedulesCountUpdates):
+    """The part of `DistributedStep` that counts micro-batches, and keeps what they sum to."""
 
     # The vectors of the window, for tf.train.Checkpoint to find.
     _accumulated = ()
@@ -23,6 +24,8 @@ class AccumulatesWindows:
         self._track_variable(self._accumulator.weight)
         # An attribute of its own, for tf.train.Checkpoint to find.
         self._accumulated = self._accumulator.views
+        if self._varies:
+            self._follow_progress()
 
     @property
     def accumulation_steps(self):
@@ -54,7 +57,7 @@ class AccumulatesWindows:
 
         Changes the train step without tracing it anew. All workers must call it alike,
         outside of a step and at the end of a window. `iterations` still counts updates;
-        a schedule of Keras, which counts calls, would jump.
+        a schedule counts those of the first batch from now on, see `schedule_step`.
 
         Args:
             steps: Int, at least 1.
@@ -66,12 +69,14 @@ class AccumulatesWindows:
             raise ValueError("Call `vary_window()` before the optimizer is built.")
         if steps < 1:
             raise ValueError(f"steps must be at least 1. Received: steps={steps}")
-        calls, now = int(self._iterations), int(self.accumulation_steps)
+        calls, now = number(self._iterations), number(self.accumulation_steps)
         if calls % now:
             raise ValueError(
                 f"The window has begun: {calls % now} of {now} micro-batches are "
                 "accumulated. Change it after an update."
             )
+        if self._progress is not None:
+            self.count_examples(*self._sizes())
         self._iterations.assign(calls // now * steps)
         self._window_size.assign(steps)
 
@@ -98,8 +103,13 @@ class AccumulatesWindows:
         """Forgets what was accumulated since the last update: a window begins anew."""
         if not self._accumulated:
             return
+<<<<<<< HEAD
         self._accumulator.restart()
         calls, steps = int(self._iterations), int(self.accumulation_steps)
+=======
+        self._window.restart()
+        calls, steps = number(self._iterations), number(self.accumulation_steps)
+>>>>>>> 6c26390
         self._iterations.assign(calls // steps * steps)
 
     def _count_of_calls(self):
@@ -111,4 +121,4 @@ class AccumulatesWindows:
     @property
     def at_window_start(self):
         """Whether nothing is accumulated: an update was the last thing done."""
-        return int(self._iterations) % int(self.accumulation_steps) == 0
+        return number(self._iterations) % number(self.accumulation_steps) == 0

@@ -182,6 +182,7 @@ class DistributedStep(
             return
         moments = self._comm.each(self._with_sample, sample, weight)
         steps = self.accumulation_steps
+        self._tell_what_schedules_count()
 
         def finish():
             self._comm.each(self._accumulator.restart)

@@ -86,6 +86,7 @@ def save(folder, tag, model, communicator, counters, client_state):
             "trained": [v.path for v in model.trainable_variables],
             "rate": job_state.name_of_rate(model),
             "updates": int(model.optimizer.iterations),
+            "schedule": job_state.inner(model).schedule_state(),
             "counters": counters,
             "client_state": client_state,
         }
@@ -204,6 +205,8 @@ def _restore(model, stored, pairs, wanted):
         optimizer = job_state.inner(model)
         steps = int(optimizer.accumulation_steps)
         optimizer._iterations.assign(stored.about["updates"] * steps)
+        if stored.about.get("schedule"):
+            optimizer.restore_schedule(**stored.about["schedule"])
         if own_rate is not None and not wanted.rate:
             own_rate.assign(rate)
     if wanted.progress and comm.rank() < len(stored.ranks):

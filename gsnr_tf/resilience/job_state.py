@@ -30,12 +30,13 @@ def variables(model):
     """Dict of the lists of what a checkpoint keeps, by group, in a fixed order.
 
     All state means the same for any number of ranks. Left out of the optimizer's are
-    the count of calls and the size of the window, which depend on how an update is
-    divided into micro-batches, and what a window has accumulated, which is nothing
-    between updates. Left out of the model's are random seeds, which are each rank's own.
+    the count of calls, the size of the window and where a schedule is, which depend on
+    how an update is divided into micro-batches, and what a window has accumulated, which
+    is nothing between updates. Left out of the model's are random seeds, which are each rank's own.
     """
     optimizer = inner(model)
     left_out = [optimizer._iterations, optimizer._window_size, *window(model)]
+    left_out += [optimizer._progress, optimizer._rate_factor]
     left_out = {id(variable) for variable in left_out}
     state = [v for v in model.optimizer.whole_state() if id(v) not in left_out]
     weights = [variable for variable in model.variables if not _is_seed(variable)]

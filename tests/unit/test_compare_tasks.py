@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gsnr_tf.compare import Data, Split, Task, WarmupCosine, load_task
+from gsnr_tf.compare import Data, Split, Task, load_task
 from gsnr_tf.compare.contenders import contenders_of
 from gsnr_tf.compare.task import checked
 from gsnr_tf.compare.training import Trainer
+from gsnr_tf.schedules import WarmupCosine
 from tests.processes import ROOT
 
 PLANE = ROOT / "tests" / "integration" / "plane_task.py"
@@ -140,7 +141,7 @@ def test_it_trains_as_fit_does(plane):
 
     keras.utils.set_random_seed(5)
     model = task.build_model()
-    schedule = WarmupCosine(0.1, 40, accumulation_steps=4)
+    schedule = WarmupCosine(0.1, 40)
     model.compile(optimizer=gsnr_adam().optimizer(schedule, 4), loss=task.loss)
     orders = [np.random.default_rng([5, epoch]).permutation(640) for epoch in range(4)]
     rows = np.concatenate(orders)
@@ -191,16 +192,3 @@ def test_a_run_that_diverges_is_a_result_and_leaves_the_next_one_alone(plane):
     again = trainer.run(0.001, seed=0)
     assert not again["diverged"]
     assert again["validation"] == good["validation"]
-
-
-def test_the_schedule_rises_over_a_tenth_and_falls_to_nothing():
-    peak = tf.Variable(2.0)
-    schedule = WarmupCosine(peak, updates=100, accumulation_steps=2)
-    rates = [float(schedule(tf.constant(step))) for step in range(0, 200, 2)]
-    np.testing.assert_allclose(rates[:10], 2 * np.arange(1, 11) / 10, rtol=1e-6)
-    half = 2 * (1 + np.cos(np.pi * 45 / 90)) / 2
-    np.testing.assert_allclose(rates[55], half, rtol=1e-5)
-    assert max(rates) == 2.0 and 0 < rates[-1] < 0.001
-    assert float(schedule(tf.constant(1))) == rates[0]
-    peak.assign(4.0)
-    assert float(schedule(tf.constant(0))) == 2 * rates[0]

@@ -11,6 +11,7 @@ import gsnr_tf
 from gsnr_tf.callbacks import BatchSizeRamp
 from gsnr_tf.monitor.run import Run
 from gsnr_tf.resilience import CheckpointError
+from gsnr_tf.schedules import WarmupDecayLR
 
 CONFIG = {
     "train_batch_size": 8,
@@ -122,8 +123,11 @@ def test_every_update_sees_examples_that_none_before_it_saw():
 
 def state(engine):
     variables = [*engine.model.variables, *engine.optimizer.variables]
+    # Counted from the last change of the batch, or from a checkpoint: the sum is the same.
+    variables = [v for v in variables if "schedule_progress" not in v.path]
+    inner = getattr(engine.optimizer, "inner_optimizer", engine.optimizer)
     counters = [engine.get_lr()[0], engine.global_steps, engine.global_samples]
-    counters.append(engine.train_batch_size())
+    counters += [int(inner.schedule_step), engine.train_batch_size()]
     return [v.numpy() for v in variables] + counters
 
 
@@ -183,7 +187,7 @@ def test_a_scheduler_is_as_without_a_ramp_until_the_batch_grows(capsys):
 
 def test_a_scheduler_counts_examples_and_the_ramp_multiplies(tmp_path):
     engine = make(scheduler=SCHEDULER)
-    schedule = gsnr_tf.engine.schedules.WarmupDecayLR(**SCHEDULER["params"])
+    schedule = WarmupDecayLR(**SCHEDULER["params"])
     found, _ = rates(engine, len(SIZES))
     before = np.cumsum([0, *SIZES[:-1]])
     expected = [
@@ -236,3 +240,19 @@ def test_a_record_is_made_on_the_way(tmp_path):
     examples, sizes = Run(tmp_path).series("batch/examples")
     assert sizes.tolist() == SIZES
     assert examples.tolist() == np.cumsum(SIZES).tolist()
+
+
+def test_an_older_checkpoint_goes_on_at_its_place_in_the_schedule(tmp_path):
+    """Version 0.1 set the rate from outside: the optimizer it saved had a constant one, as
+    here, and the counters said how many examples the scheduler had seen."""
+    older = make()
+    for _ in range(6):
+        older.train_batch()
+    older.save_checkpoint(tmp_path)
+    engine = make(scheduler=SCHEDULER)
+    with pytest.warns(UserWarning, match="the job has a schedule: the job's holds"):
+        engine.load_checkpoint(tmp_path)
+    schedule = WarmupDecayLR(**SCHEDULER["params"])
+    assert engine.train_batch_size() == 16
+    expected = 2**0.5 * float(schedule(5 + 2))
+    assert engine.get_lr() == [pytest.approx(expected, rel=1e-6)]

@@ -187,8 +187,8 @@ def test_a_loop_of_ones_own_equals_train_on_batch_and_traces_once(row):
 
 @every
 def test_learning_rate(row):
-    # Keras' schedules count calls: with K samples an update, update n is call nK - 1.
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([K - 1], [0.25, 0.125])
+    # Schedules count updates, from 0.
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.25, 0.125])
     scheduled = run(row.make(learning_rate=schedule, gradient_accumulation_steps=K), 2)
     rates = iter([0.25, 0.125])
     called = run(

@@ -186,12 +186,7 @@ def test_what_cannot_ramp_is_refused():
         BatchSizeRamp(0)
     with pytest.raises(ValueError, match="Received: share=0"):
         BatchSizeRamp(8, share=0)
-    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
-    for optimizer, error in [
-        ("adam", TypeError),
-        (gsnr_tf.GSNRSGD(schedule, gradient_accumulation_steps=2), ValueError),
-    ]:
-        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-        model.compile(optimizer, loss="mse")
-        with pytest.raises(error, match="Received|follows"):
-            model.fit(regression(1.0), verbose=0, callbacks=[BatchSizeRamp(8)])
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("adam", loss="mse")
+    with pytest.raises(TypeError, match="Received: Adam"):
+        model.fit(regression(1.0), verbose=0, callbacks=[BatchSizeRamp(8)])

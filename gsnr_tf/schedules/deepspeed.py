@@ -7,40 +7,9 @@ updates when they set the rate of update t; n below is that t − 1.
 
 import math
 
-import keras
 import tensorflow as tf
 
-
-class UpdateSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Base of the schedules: counts updates, whatever Keras counts.
-
-    Keras asks a schedule at every call of the optimizer, and passes the number of calls
-    before it: micro-batches, where gradients are accumulated.
-
-    Args:
-        accumulation_steps: Int, calls of the optimizer to an update. Defaults to 1.
-    """
-
-    def __init__(self, accumulation_steps=1):
-        if accumulation_steps < 1:
-            raise ValueError(
-                "accumulation_steps must be at least 1. "
-                f"Received: accumulation_steps={accumulation_steps}"
-            )
-        self.accumulation_steps = accumulation_steps
-
-    def __call__(self, step):
-        updates = tf.cast(step, tf.int64) // self.accumulation_steps
-        # float64: float32 counts no further than 2^24.
-        return tf.cast(self.rate(tf.cast(updates, tf.float64)), tf.float32)
-
-    def rate(self, t):
-        """Learning rate of update `t`, a scalar float64 tensor; from 0."""
-        raise NotImplementedError(f"{type(self).__name__} has no rate")
-
-    def get_config(self):
-        """Arguments of the constructor: attributes of the same names."""
-        return dict(vars(self))
+from gsnr_tf.schedules.base import UpdateSchedule, registered
 
 
 def _check_warmup(steps, kind):
@@ -72,7 +41,7 @@ class _Warmup(UpdateSchedule):
         return tf.math.log(n + 1) / math.log(steps)
 
 
-@keras.saving.register_keras_serializable("gsnr_tf")
+@registered
 class WarmupLR(_Warmup):
     """Rises to a rate and stays there.
 
@@ -83,7 +52,6 @@ class WarmupLR(_Warmup):
         warmup_max_lr: Float. Defaults to 0.001.
         warmup_num_steps: Int, w, at least 2. Defaults to 1000.
         warmup_type: "log" or "linear". Defaults to "log".
-        accumulation_steps: Int, calls of the optimizer to an update. Defaults to 1.
     """
 
     def __init__(
@@ -92,9 +60,7 @@ class WarmupLR(_Warmup):
         warmup_max_lr=0.001,
         warmup_num_steps=1000,
         warmup_type="log",
-        accumulation_steps=1,
     ):
-        super().__init__(accumulation_steps)
         _check_warmup(warmup_num_steps, warmup_type)
         self.warmup_min_lr = warmup_min_lr
         self.warmup_max_lr = warmup_max_lr
@@ -111,7 +77,7 @@ class WarmupLR(_Warmup):
         return tf.ones_like(n)
 
 
-@keras.saving.register_keras_serializable("gsnr_tf")
+@registered
 class WarmupDecayLR(WarmupLR):
     """Rises as `WarmupLR`, then falls in a straight line to the lower rate.
 
@@ -119,8 +85,8 @@ class WarmupDecayLR(WarmupLR):
 
     Args:
         total_num_steps: Int, T.
-        warmup_min_lr, warmup_max_lr, warmup_num_steps, warmup_type,
-            accumulation_steps: As for `WarmupLR`.
+        warmup_min_lr, warmup_max_lr, warmup_num_steps, warmup_type: As for
+            `WarmupLR`.
     """
 
     def __init__(
@@ -130,15 +96,8 @@ class WarmupDecayLR(WarmupLR):
         warmup_max_lr=0.001,
         warmup_num_steps=1000,
         warmup_type="log",
-        accumulation_steps=1,
     ):
-        super().__init__(
-            warmup_min_lr,
-            warmup_max_lr,
-            warmup_num_steps,
-            warmup_type,
-            accumulation_steps,
-        )
+        super().__init__(warmup_min_lr, warmup_max_lr, warmup_num_steps, warmup_type)
         _check_total(total_num_steps, warmup_num_steps)
         self.total_num_steps = total_num_steps
 
@@ -147,7 +106,7 @@ class WarmupDecayLR(WarmupLR):
         return tf.maximum((self.total_num_steps - n) / falling, 0.0)
 
 
-@keras.saving.register_keras_serializable("gsnr_tf")
+@registered
 class WarmupCosineLR(_Warmup):
     """Rises to the optimizer's rate, then falls along half a cosine.
 
@@ -164,7 +123,6 @@ class WarmupCosineLR(_Warmup):
         warmup_num_steps: Int, w, at least 2. Defaults to 1000.
         cos_min_ratio: Float, c. Defaults to 0.0001.
         warmup_type: "log" or "linear". Defaults to "log".
-        accumulation_steps: Int, calls of the optimizer to an update. Defaults to 1.
     """
 
     def __init__(
@@ -175,9 +133,7 @@ class WarmupCosineLR(_Warmup):
         warmup_num_steps=1000,
         cos_min_ratio=0.0001,
         warmup_type="log",
-        accumulation_steps=1,
     ):
-        super().__init__(accumulation_steps)
         _check_warmup(warmup_num_steps, warmup_type)
         _check_total(total_num_steps, max(2, warmup_num_steps))
         self.learning_rate = learning_rate
@@ -197,7 +153,7 @@ class WarmupCosineLR(_Warmup):
         return self.learning_rate * ratio
 
 
-@keras.saving.register_keras_serializable("gsnr_tf")
+@registered
 class OneCycle(UpdateSchedule):
     """Rises and falls once in straight lines, then decays.
 
@@ -214,7 +170,6 @@ class OneCycle(UpdateSchedule):
         cycle_first_step_size: Int, a. Defaults to 2000.
         cycle_second_step_size: Int, b. Defaults to `None`: as a.
         decay_step_size: Int, s. Defaults to 0: no decay.
-        accumulation_steps: Int, calls of the optimizer to an update. Defaults to 1.
 
     Reference: Smith, arXiv 1803.09820.
     """
@@ -227,9 +182,7 @@ class OneCycle(UpdateSchedule):
         cycle_first_step_size=2000,
         cycle_second_step_size=None,
         decay_step_size=0,
-        accumulation_steps=1,
     ):
-        super().__init__(accumulation_steps)
         for name, size in (
             ("cycle_first_step_size", cycle_first_step_size),
             ("cycle_second_step_size", cycle_second_step_size),
@@ -254,7 +207,7 @@ class OneCycle(UpdateSchedule):
         return tf.where(t <= first + second, cycle, self.cycle_min_lr / (1.0 + decay))
 
 
-@keras.saving.register_keras_serializable("gsnr_tf")
+@registered
 class LRRangeTest(UpdateSchedule):
     """Rises without end, to find the rate at which training fails.
 
@@ -265,7 +218,6 @@ class LRRangeTest(UpdateSchedule):
         lr_range_test_step_size: Int, s. Defaults to 2000.
         lr_range_test_step_rate: Float, r. Defaults to 1.
         lr_range_test_staircase: Boolean. Defaults to `False`.
-        accumulation_steps: Int, calls of the optimizer to an update. Defaults to 1.
 
     Reference: Smith, arXiv 1803.09820.
     """
@@ -276,9 +228,7 @@ class LRRangeTest(UpdateSchedule):
         lr_range_test_step_size=2000,
         lr_range_test_step_rate=1.0,
         lr_range_test_staircase=False,
-        accumulation_steps=1,
     ):
-        super().__init__(accumulation_steps)
         if lr_range_test_step_size < 1:
             raise ValueError(
                 "lr_range_test_step_size must be at least 1. Received: "
@@ -296,7 +246,8 @@ class LRRangeTest(UpdateSchedule):
         return self.lr_range_test_min_lr * (1 + self.lr_range_test_step_rate * interval)
 
 
-SCHEDULES = {
+# By the names that a configuration has for them.
+DEEPSPEED = {
     rule.__name__: rule
     for rule in (WarmupLR, WarmupDecayLR, WarmupCosineLR, OneCycle, LRRangeTest)
 }
