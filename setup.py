@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 # not there yet while pip asks for these facts.
 VERSION = re.search(
     r'^__version__ = "([^"]+)"',
-    (HERE / "gsnr_tf" / "__init__.py").read_text(encoding="utf-8"),
+    (HERE / "gsnr_tf" / "_version.py").read_text(encoding="utf-8"),
     re.MULTILINE,
 ).group(1)
 

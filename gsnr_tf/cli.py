@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-import gsnr_tf
+from gsnr_tf._version import __version__
 
 # Each is a module of gsnr_tf.commands with `HELP`, `add_arguments(parser)` and
 # `run(args)`, which returns the exit code.
@@ -17,7 +17,7 @@ def parser():
     top = argparse.ArgumentParser(
         prog="gsnr-tf", description="Large-batch training for Keras 3."
     )
-    top.add_argument("--version", action="version", version=gsnr_tf.__version__)
+    top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         module = importlib.import_module(f"gsnr_tf.commands.{name}")

@@ -12,16 +12,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import gsnr_tf
+from gsnr_tf.optimizers import GSNRSGD, GSNRAdam, GSNRLamb, GSNRLars
 from gsnr_tf.sharding.layout import Layout
 from gsnr_tf.sharding.part import Part
 
 # Keras' optimizer (it has no LARS), ours, and what both are told.
 RULES = {
-    "lamb": (keras.optimizers.Lamb, gsnr_tf.GSNRLamb, {}),
-    "adam": (keras.optimizers.Adam, gsnr_tf.GSNRAdam, {}),
-    "momentum": (keras.optimizers.SGD, gsnr_tf.GSNRSGD, {"momentum": 0.9}),
-    "lars": (None, gsnr_tf.GSNRLars, {}),
+    "lamb": (keras.optimizers.Lamb, GSNRLamb, {}),
+    "adam": (keras.optimizers.Adam, GSNRAdam, {}),
+    "momentum": (keras.optimizers.SGD, GSNRSGD, {"momentum": 0.9}),
+    "lars": (None, GSNRLars, {}),
 }
 _RATE = 1e-3
 

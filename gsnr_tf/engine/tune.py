@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from gsnr_tf.engine import arguments, trial
-from gsnr_tf.engine.build import optimizer_arguments
+from gsnr_tf.engine import arguments, signatures, trial
 from gsnr_tf.engine.errors import ConfigError
+from gsnr_tf.engine.keywords import optimizer_keywords
 
 # Elements of a bucket: 1, 4, 16 and 64 MiB.
 _BUCKETS = tuple(2**power for power in (18, 20, 22, 24))
@@ -42,8 +42,8 @@ def micro_batches(config, batch):
     """
     own = batch.micro * batch.accumulation
     fitting = [size for size in range(1, own + 1) if own % size == 0]
-    rule, kwargs = optimizer_arguments(config, batch)
-    if arguments.is_gsnr(rule):
+    rule, kwargs = optimizer_keywords(config, batch)
+    if rule.gsnr:
         least = arguments.sound_samples(kwargs)
         samples = {size: batch.ranks * own // size for size in fitting}
         sound = [size for size in fitting if samples[size] >= least]
@@ -58,10 +58,10 @@ def micro_batches(config, batch):
 
 def buckets(config, batch):
     """Bucket sizes to try, none where nothing travels in buckets."""
-    rule = arguments.optimizer_class(config.optimizer.type)
+    rule = signatures.optimizer(config.optimizer.type)
     if batch.ranks == 1 or not config.zero_optimization.stage:
         return []
-    return list(_BUCKETS) if "bucket_bytes" in arguments.accepted(rule) else []
+    return list(_BUCKETS) if "bucket_bytes" in rule.arguments else []
 
 
 def search(config, ranks, run, tell):

@@ -12,7 +12,6 @@ from pathlib import Path
 from gsnr_tf.launch import check, hosts, supervise
 from gsnr_tf.launch.hosts import CannotStart
 from gsnr_tf.launch.output import Output
-from gsnr_tf.resilience.preemption import EXIT_CODE
 
 _GRACE = 30.0  # seconds that ranks have to end in good order
 _HOROVODRUN = str(Path(__file__).with_name("horovodrun.py"))
@@ -169,7 +168,7 @@ class Job:
 
         Ctrl-C and SIGTERM tell all ranks to end, which have `grace` seconds for it. So
         does the end of this process, whatever ends it. Where ranks have saved then,
-        the exit code is `gsnr_tf.resilience.preemption.EXIT_CODE`.
+        the exit code is 75, `os.EX_TEMPFAIL`.
 
         Raises:
             CannotStart: See `validate` and `check`.
@@ -205,7 +204,7 @@ class Job:
             print(
                 f"\nThe ranks were told to end, and have saved.{told}", file=sys.stderr
             )
-            return EXIT_CODE, stopped
+            return os.EX_TEMPFAIL, stopped
         if stopped:
             print(f"\nStopped by signal {running.received}.", file=sys.stderr)
             return 128 + running.received, stopped

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ from pathlib import Path
 from rich.console import Console
 
 from gsnr_tf.launch import supervise
-from gsnr_tf.resilience.preemption import EXIT_CODE
 
 _FROM_RANK = re.compile(r"\[(\d+)\]<(stdout|stderr)>:(.*)", re.DOTALL)
 _EXIT = re.compile(r"Process (\d+) exit with status code (\d+)\.")
@@ -85,7 +85,7 @@ class _End:
     @property
     def failed_itself(self):
         """Whether an error of its own ended it, or something nobody asked for."""
-        if self.code in (0, EXIT_CODE) or self.aftermath:
+        if self.code in (0, os.EX_TEMPFAIL) or self.aftermath:
             return False
         return self.recorded or self.traceback or not self.told
 
@@ -265,7 +265,7 @@ class Output:
     def preempted(self):
         """Whether ranks were told to end and have saved, and none failed."""
         ends = self.ends()
-        return any(end.code == EXIT_CODE for end in ends) and not any(
+        return any(end.code == os.EX_TEMPFAIL for end in ends) and not any(
             end.failed_itself for end in ends
         )
 
