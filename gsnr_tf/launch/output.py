@@ -99,12 +99,13 @@ class Output:
             streams in one file. `None` saves none.
         only: The one rank to show, without its number. `None` shows all.
         append: Whether the files go on after what an earlier start has left there.
+        quiet: Whether nothing is shown.
     """
 
-    def __init__(self, ranks, folder=None, only=None, append=False):
+    def __init__(self, ranks, folder=None, only=None, append=False, *, quiet=False):
         self._mode = "a" if append else "w"
         self._digits = len(str(ranks - 1))
-        self._only = only
+        self._only, self._quiet = only, quiet
         self._folder = Path(folder) if folder else None
         self._files = {}
         self._consoles = {
@@ -143,7 +144,7 @@ class Output:
             self._errors[rank].append(text.rstrip("\n"))
         if self._only is None:
             self._show(stream, f"{rank:>{self._digits}}", rank, text)
-        elif rank == self._only:
+        elif rank == self._only and not self._quiet:
             self._consoles[stream].file.write(text)
             self._consoles[stream].file.flush()
 
@@ -158,6 +159,8 @@ class Output:
             self._show("stderr", "horovodrun", None, line)
 
     def _show(self, stream, name, rank, text):
+        if self._quiet:
+            return
         file = self._consoles[stream].file
         # As it is, with the escape sequences that it may have.
         end = "" if text.endswith("\n") else "\n"

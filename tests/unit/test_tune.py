@@ -200,7 +200,7 @@ def test_trials_of_a_script_and_what_is_written(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "code, output, told",
     [
-        (-9, "", "out of memory"),
+        (137, "", "out of memory"),
         (
             1,
             "tensorflow...ResourceExhaustedError: OOM when allocating",
