@@ -3,6 +3,7 @@
 import argparse
 import importlib
 
+from gsnr_tf._extras import told_what_to_install
 from gsnr_tf._version import __version__
 
 # Each is a module of gsnr_tf.commands with `HELP`, `add_arguments(parser)` and
@@ -35,7 +36,8 @@ def parser():
 def main(arguments=None):
     """Runs the command line; returns the exit code."""
     args = parser().parse_args(arguments)
-    return args.run(args)
+    with told_what_to_install(f"gsnr-tf {args.command}"):
+        return args.run(args)
 
 
 if __name__ == "__main__":

