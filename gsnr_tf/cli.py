@@ -6,10 +6,11 @@ import importlib
 from gsnr_tf._extras import told_what_to_install
 from gsnr_tf._version import __version__
 
-# Each is a module of gsnr_tf.commands with `HELP`, `add_arguments(parser)` and
+# Each is a module of gsnr_tf.commands (with _ for -) that has `HELP`, `add_arguments(parser)` and
 # `run(args)`, which returns the exit code.
 COMMANDS = (
     "run", "env", "config", "report", "advise", "compare", "tune", "plan", "bench",
+    "install-horovod",
 )  # fmt: skip
 
 
@@ -21,7 +22,7 @@ def parser():
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
-        module = importlib.import_module(f"gsnr_tf.commands.{name}")
+        module = importlib.import_module(f"gsnr_tf.commands.{name.replace('-', '_')}")
         command = commands.add_parser(
             name,
             help=module.HELP,

@@ -11,7 +11,8 @@ import rich
 
 from gsnr_tf import launch
 from gsnr_tf.benchmarks import report, sandbox
-from gsnr_tf.commands.argument_types import delay, elements, positive, ranks
+from gsnr_tf.commands import argument_types
+from gsnr_tf.commands.argument_types import delay, elements, positive
 
 HELP = "what things cost, side by side"
 RULES = ("lamb", "adam", "momentum", "lars")
@@ -101,7 +102,7 @@ def _overlap(args):
 
 
 def _add_network(add):
-    add("--np", type=ranks, nargs="+", default=[2], help="numbers of ranks")
+    add("--np", type=argument_types.ranks, nargs="+", default=[2], help="numbers of ranks")
     add("--ranks-per-host", type=int, default=1, help="that share the host's link")
     add("--params", type=elements, nargs="+", default=[2_000_000], help="parameters")
     add("--tensors", type=int, default=12, help="in how many tensors")
@@ -129,7 +130,7 @@ def _network(args):
     if refusal:
         print(refusal, file=sys.stderr)
         return 1
-    answers = []
+    answers: list[dict] = []
     for number in args.np:
         arguments = [f"--ranks={number}", f"--ranks-per-host={per_host}"]
         arguments += [f"--rule={args.rule}"]

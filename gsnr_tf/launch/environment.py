@@ -17,7 +17,7 @@ from rich.text import Text
 
 from gsnr_tf.launch import probe
 
-_INSTALL = "bash horovod_scripts/install_horovod.sh"
+_INSTALL = "gsnr-tf install-horovod"
 _TENSORFLOWS = ("tensorflow", "tensorflow_cpu")
 # Settings that change how a job runs, and are forgotten easily.
 _SETTINGS = re.compile(

@@ -65,7 +65,9 @@ class Job:
     environment: dict | None = None
     quiet: bool = False
     failure: str = dataclasses.field(default="", init=False)
-    _running: object = dataclasses.field(default=None, init=False, repr=False)
+    _running: "_Running | None" = dataclasses.field(
+        default=None, init=False, repr=False
+    )
     _stopped: bool = dataclasses.field(default=False, init=False, repr=False)
 
     def validate(self):
@@ -198,7 +200,7 @@ class Job:
             if importlib.util.find_spec("horovod") is None:
                 raise CannotStart(
                     f"There is no Horovod in {sys.prefix}, which {self.ranks} ranks need. "
-                    "Install it with `bash horovod_scripts/install_horovod.sh`."
+                    "Install it with `gsnr-tf install-horovod`."
                 )
             self.check()
         if self.folder:
@@ -287,6 +289,9 @@ class _Running:
             start_new_session=True,
         )
 
+        assert self._process.stdout is not None
+        self._output = self._process.stdout
+
     def __enter__(self):
         # Outside of the main thread signals are somebody else's.
         if threading.current_thread() is threading.main_thread():
@@ -314,14 +319,14 @@ class _Running:
         timer.start()
 
     def lines(self):
-        yield from self._process.stdout
+        yield from self._output
 
     def wait(self):
         return self._process.wait()
 
     def __exit__(self, *_):
         # Closed before the wait: who has no listener ends.
-        self._process.stdout.close()
+        self._output.close()
         self._process.terminate()
         self._process.wait()
         for number, handler in self._handlers.items():

@@ -183,6 +183,7 @@ class Output:
         return self._files[rank]
 
     def _path(self, kind, rank, suffix):
+        assert self._folder is not None
         return self._folder / f"{kind}-{rank:0{self._digits}}.{suffix}"
 
     def close(self):

@@ -158,7 +158,7 @@ def test_lists_of_public_names_agree(package):
     for name in package.__all__:
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
-        package.nonsense
+        _ = package.nonsense
 
 
 def imports_of_the_top(path):
