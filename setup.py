@@ -1,8 +1,8 @@
 """How to install gsnr_tf: `pip install .[cpu]` or `pip install .[gpu]`.
 
 Horovod is not among the requirements: its published archive does not compile
-against today's TensorFlow as it is. `horovod_scripts/install_horovod.sh` builds
-it, and does so after TensorFlow, which the build must be able to import.
+against today's TensorFlow as it is. `gsnr-tf install-horovod` builds it, and does so
+after TensorFlow, which the build must be able to import.
 """
 
 import re
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 # not there yet while pip asks for these facts.
 VERSION = re.search(
     r'^__version__ = "([^"]+)"',
-    (HERE / "gsnr_tf" / "__init__.py").read_text(encoding="utf-8"),
+    (HERE / "gsnr_tf" / "_version.py").read_text(encoding="utf-8"),
     re.MULTILINE,
 ).group(1)
 
@@ -30,11 +30,32 @@ setup(
     version=VERSION,
     description="Large-batch training for Keras 3 on Horovod, "
     "by gradient signal to noise ratio (GSNR)",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="the gsnr_tf authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["keras", "tensorflow", "horovod", "large batch", "optimizer", "gsnr"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     # 3.10 to 3.13 are the Pythons for which TensorFlow publishes wheels.
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["gsnr_tf", "gsnr_tf.*"]),
-    # Each room of the package explains itself in a README.
-    package_data={"": ["README.md", "SECURITY.md"], "gsnr_tf.engine": ["docs/*.md"]},
+    # Each room of the package explains itself in a README, and what messages point to
+    # is there, too.
+    package_data={
+        "": ["*.md"],
+        "gsnr_tf.engine": ["docs/*.md", "signatures.json"],
+        "gsnr_tf.launch": ["install_horovod.sh"],
+    },
     install_requires=[
         # 3.12 is the oldest Keras that TensorFlow 2.21 accepts, and the newest
         # for Python 3.10. The optimizers override methods that are private to
@@ -51,6 +72,8 @@ setup(
         "pydantic>=2.7,<3",
         # What the requirements of installed packages say; Keras brings it along.
         "packaging",
+        # Tells Keras of our classes when it is loaded; TensorFlow brings it along.
+        "wrapt",
         # Tables and progress in the terminal.
         "rich>=13",
     ],
@@ -80,6 +103,12 @@ setup(
             "jsonschema",
             "pyyaml",
             "safetensors",
+            # For test.sh --lint: the same everywhere, or a new version is a new opinion.
+            "mypy==2.4.1",
+            "ruff==0.14.6",
+            # For tests/packaging, which build the wheel.
+            "setuptools",
+            "wheel",
         ],
     },
     entry_points={"console_scripts": ["gsnr-tf=gsnr_tf.cli:main"]},

@@ -1,38 +1,30 @@
-"""Large-batch training for Keras 3 by gradient signal to noise ratio (GSNR)."""
+"""Large-batch training for Keras 3 by gradient signal to noise ratio (GSNR).
 
-__version__ = "0.1.0"
+Importing the package loads neither TensorFlow nor Keras: names load when they are first
+used, so that the command line answers at once and works where TensorFlow is not there.
+"""
 
-import os as _os
+from typing import TYPE_CHECKING
 
+from gsnr_tf import _keras_names
+from gsnr_tf._lazy import lazy_names
+from gsnr_tf._version import __version__ as __version__
+from gsnr_tf.comm import error_file
 
-def _check_backend(name):
-    if name != "tensorflow":
-        raise ImportError(
-            "gsnr_tf needs Keras on TensorFlow. Received: the Keras backend "
-            f"'{name}'. Set KERAS_BACKEND=tensorflow."
-        )
-
-
-# Before Keras tries to import a backend that may not be installed.
-_check_backend(_os.environ.get("KERAS_BACKEND", "tensorflow"))
-
-import keras as _keras
-
-_check_backend(_keras.backend.backend())
-
-from gsnr_tf import callbacks
-from gsnr_tf.comm import rank, size
-from gsnr_tf.data import shard
-from gsnr_tf.engine import initialize
-from gsnr_tf.optimizers import (
-    GSNRSGD,
-    DistributedOptimizer,
-    GSNRAdam,
-    GSNRLamb,
-    GSNRLars,
-    GSNRNadam,
-)
-from gsnr_tf.resilience import ElasticState, LossScaleOptimizer, elastic_run
+if TYPE_CHECKING:
+    from gsnr_tf import callbacks
+    from gsnr_tf.comm import rank, size
+    from gsnr_tf.data import shard
+    from gsnr_tf.engine import initialize
+    from gsnr_tf.optimizers import (
+        GSNRSGD,
+        DistributedOptimizer,
+        GSNRAdam,
+        GSNRLamb,
+        GSNRLars,
+        GSNRNadam,
+    )
+    from gsnr_tf.resilience import ElasticState, LossScaleOptimizer, elastic_run
 
 __all__ = [
     "DistributedOptimizer",
@@ -50,3 +42,26 @@ __all__ = [
     "shard",
     "size",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "gsnr_tf.comm": ("rank", "size"),
+        "gsnr_tf.data": ("shard",),
+        "gsnr_tf.engine": ("initialize",),
+        "gsnr_tf.optimizers": (
+            "DistributedOptimizer",
+            "GSNRAdam",
+            "GSNRLamb",
+            "GSNRLars",
+            "GSNRNadam",
+            "GSNRSGD",
+        ),
+        "gsnr_tf.resilience": ("ElasticState", "LossScaleOptimizer", "elastic_run"),
+    },
+)
+
+_keras_names.check_backend()
+_keras_names.register_when_keras_loads()
+# In a rank of `gsnr-tf run`, what ends it is recorded from here on.
+error_file.install()

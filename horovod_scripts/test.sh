@@ -4,16 +4,20 @@ set -euo pipefail
 
 usage() {
     cat <<END
-Usage: test.sh [--cpu | --gpu] [ARGUMENTS OF PYTEST]
+Usage: test.sh [--cpu | --gpu] [--lint | --smoke | --slow] [ARGUMENTS OF PYTEST]
 
-Makes or completes the environment in .venv, then runs all tests in it: those in
-tests/unit, tests/parallel, tests/integration and tests/convergence, or those
-that the arguments name. The exit code is pytest's.
+Makes or completes the environment in .venv, then runs tests in it: all in tests/
+but for the slow ones, or those that the arguments name. The exit code is pytest's.
 
+  test.sh                       what should pass before a change is handed on
   test.sh -k lamb tests/unit    the unit tests that have lamb in their name
-  test.sh -x --durations=10     all tests, up to the first failure
+  test.sh -x --durations=10     up to the first failure
 
   --cpu, --gpu   for this device (otherwise: a GPU if there is one)
+  --lint         no tests: format, lint and types of the sources
+  --smoke        the tests that are marked smoke: the core, in less than a minute
+  --slow         the tests that are marked slow: real models, studies, hosts that come
+                 and go
   --             all that follows goes to pytest (-- --help: its options)
   -h, --help     print this text, and stop
 
@@ -26,6 +30,14 @@ END
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 read_options "$@"
 set -- ${rest[@]+"${rest[@]}"}
+
+tier=default
+case ${1:-} in
+    --lint | --smoke | --slow)
+        tier=${1#--}
+        shift
+        ;;
+esac
 
 # Whether the arguments of pytest name a file or folder to test. The value of an
 # option ("-k tests") is none.
@@ -45,18 +57,25 @@ name_tests() {
 
 cd "$root"
 if ! name_tests "$@"; then
-    folders=()
-    for folder in tests/unit tests/parallel tests/integration tests/convergence; do
-        if [[ -d $folder ]]; then folders+=("$folder"); fi
-    done
-    if ((${#folders[@]} == 0)); then
+    if [[ ! -d tests ]]; then
         printf 'There are no tests in %s\n' "$root/tests" >&2
         exit 5 # as pytest does when it finds none
     fi
-    set -- "$@" "${folders[@]}"
+    # What the user marks out or names is run, slow or not.
+    case $tier in
+        default) set -- -m "not slow" "$@" ;;
+        smoke | slow) set -- -m "$tier" "$@" ;;
+    esac
+    set -- "$@" tests
 fi
 
 set_up study,test "$wish"
+if [[ $tier == lint ]]; then
+    last_step "Looking at the sources"
+    ruff format --check .
+    ruff check .
+    exec mypy
+fi
 # The tests start jobs of two workers, and some of four.
 share_machine 2
 last_step "Running the tests"

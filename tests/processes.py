@@ -126,14 +126,22 @@ def python(*arguments):
     return [sys.executable, *arguments]
 
 
-def horovodrun(size, *arguments, hosts=1):
-    """A command that runs Python on `size` ranks, shared out to so many hosts.
+def ranks(size, *arguments, hosts=1):
+    """A command that runs a script on `size` ranks, shared out to so many hosts.
 
-    The hosts are this one by other names. --disable-cache: nothing in the home folder.
-    --gloo: TensorFlow is not loaded once more to ask whether there is MPI.
+    The hosts are this one by other names. What ranks print begins with "0 | ".
     """
-    program = Path(sys.executable).with_name("horovodrun")
     names = ["localhost", "127.0.0.1"][:hosts]
     slots = ",".join(f"{name}:{size // hosts}" for name in names)
-    options = ["--disable-cache", "--gloo", "-np", str(size), "-H", slots]
+    return python("-m", "gsnr_tf.cli", "run", "--hosts", slots, *arguments)
+
+
+def horovodrun(size, *arguments):
+    """A command that runs Python on `size` ranks by Horovod's own launcher.
+
+    --disable-cache: nothing in the home folder. --gloo: TensorFlow is not loaded once
+    more to ask whether there is MPI.
+    """
+    program = Path(sys.executable).with_name("horovodrun")
+    options = ["--disable-cache", "--gloo", "-np", str(size)]
     return [str(program), *options, *python(*arguments)]

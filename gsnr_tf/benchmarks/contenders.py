@@ -11,7 +11,6 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-import gsnr_tf
 from gsnr_tf.rules import registry
 from gsnr_tf.rules.rule import Coefficients
 from gsnr_tf.sharding.buckets import BucketLayout

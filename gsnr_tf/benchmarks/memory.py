@@ -11,7 +11,7 @@ import os
 import keras
 import tensorflow as tf
 
-import gsnr_tf
+from gsnr_tf import comm
 from gsnr_tf.benchmarks import contenders
 
 _MB = 1e6
@@ -61,7 +61,7 @@ def main(arguments=None):
     # The allocator of a CPU that keeps count; it is made with the first tensor.
     os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "1"
     contenders.use_one_core()
-    rank = gsnr_tf.rank()
+    rank = comm.rank()
     layers = contenders.shapes(args.elements, args.tensors)
     name, make = list(contenders.chosen(args.rule, args.dtypes))[args.contender]
     sizes = beyond_gradients(make, args.rule, layers)

@@ -14,9 +14,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import gsnr_tf
+from gsnr_tf import comm
 from gsnr_tf.benchmarks import contenders
 from gsnr_tf.callbacks import GSNRMonitor
+from gsnr_tf.optimizers import GSNRLamb
 
 _WIDTH = 512
 
@@ -26,13 +27,13 @@ def trainer(sharding, layers, batch, monitor=None):
     keras.utils.set_random_seed(0)
     dense = [keras.layers.Dense(_WIDTH, activation="relu") for _ in range(layers)]
     model = keras.Sequential([keras.Input((_WIDTH,)), *dense, keras.layers.Dense(10)])
-    options = {} if gsnr_tf.size() > 1 else {"gradient_accumulation_steps": 2}
+    options = {} if comm.size() > 1 else {"gradient_accumulation_steps": 2}
     model.compile(
-        gsnr_tf.GSNRLamb(1e-3, sharding=sharding, **options),
+        GSNRLamb(1e-3, sharding=sharding, **options),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=False,
     )
-    rng = np.random.default_rng(gsnr_tf.rank())
+    rng = np.random.default_rng(comm.rank())
     x = rng.normal(size=(batch, _WIDTH)).astype("float32")
     y = rng.integers(0, 10, size=batch)
     data = iter(tf.data.Dataset.from_tensors((x, y)).cache().repeat())
@@ -86,9 +87,9 @@ def main(arguments=None):
         found = measure(plain, watched, args.every, args.turns)
     without, idle, recorded = (1e3 * np.median(seconds) for seconds in found)
     cost = ((args.every - 1) * idle + recorded) / (args.every * without)
-    if gsnr_tf.rank() == 0:
+    if comm.rank() == 0:
         print(
-            f"{gsnr_tf.size()} rank(s), sharding={args.sharding}, every={args.every}, "
+            f"{comm.size()} rank(s), sharding={args.sharding}, every={args.every}, "
             f"{model.count_params():,} parameters in {len(model.trainable_variables)} "
             f"tensors, {args.batch} examples a step and rank\n"
             f"  {without:.1f} ms an update without, {idle:.1f} with, {recorded:.1f} with "

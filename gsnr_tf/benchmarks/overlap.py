@@ -14,7 +14,8 @@ import numpy as np
 import rich
 from rich.table import Table
 
-import gsnr_tf
+from gsnr_tf import comm
+from gsnr_tf.optimizers import GSNRLamb
 
 _WIDTH = 1024
 _BATCH = 512
@@ -31,11 +32,11 @@ class Exchange(NamedTuple):
 
 def train(layers, steps):
     """Some steps on a stack of dense layers, each large enough to travel alone."""
-    keras.utils.set_random_seed(gsnr_tf.rank())
+    keras.utils.set_random_seed(comm.rank())
     inputs = keras.Input((_WIDTH,))
     hidden = [keras.layers.Dense(_WIDTH) for _ in range(layers)]
     model = keras.Sequential([inputs, *hidden, keras.layers.Dense(1)])
-    model.compile(gsnr_tf.GSNRLamb(1e-3, name="overlap"), "mse")
+    model.compile(GSNRLamb(1e-3, name="overlap"), "mse")
     x = np.random.default_rng(0).normal(size=(_BATCH * steps, _WIDTH)).astype("float32")
     model.fit(x, x[:, :1], batch_size=_BATCH, verbose=0)
 

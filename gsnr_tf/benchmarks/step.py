@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import gsnr_tf
+from gsnr_tf import comm
 from gsnr_tf.benchmarks import contenders
 
 
@@ -35,7 +35,7 @@ def main(arguments=None):
     """Measures on this rank; rank 0 prints."""
     args = contenders.options().parse_args(arguments)
     contenders.use_one_core()
-    ranks = gsnr_tf.size()
+    ranks = comm.size()
     layers = contenders.shapes(args.elements, args.tensors)
     held = [tf.Variable(tf.random.normal(shape)) for shape in layers]
     steps = {}
@@ -43,7 +43,7 @@ def main(arguments=None):
         variables = [keras.Variable(tf.random.normal(s), dtype="float32") for s in layers]
         _, steps[name] = make(args.rule, lambda: [tf.identity(g) for g in held], variables)
     seconds = measure(list(steps.values()), args.rounds)
-    if gsnr_tf.rank() == 0:
+    if comm.rank() == 0:
         elements = sum(int(np.prod(shape)) for shape in layers)
         print(f"{ranks} ranks, {elements:,} elements in {len(layers)} tensors")
         print(f"  {'':<24} {'ms':>9} {'ratio':>7}")

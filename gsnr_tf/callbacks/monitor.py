@@ -8,8 +8,8 @@ import time
 import keras
 import tensorflow as tf
 
-import gsnr_tf
 from gsnr_tf import comm
+from gsnr_tf._version import __version__
 from gsnr_tf.monitor.measures import Measures
 from gsnr_tf.monitor.run import Run, write_info
 from gsnr_tf.monitor.sinks import Sinks
@@ -240,7 +240,7 @@ class GSNRMonitor(keras.callbacks.Callback):
                 .astimezone()
                 .isoformat("T", "seconds"),
                 "versions": {
-                    "gsnr_tf": gsnr_tf.__version__,
+                    "gsnr_tf": __version__,
                     "keras": keras.__version__,
                     "tensorflow": tf.__version__,
                 },

@@ -4,7 +4,6 @@ import contextlib
 import os
 import socket
 
-import psutil
 import tensorflow as tf
 
 from gsnr_tf.comm import horovod
@@ -58,6 +57,7 @@ def _listen_on_job_interface():
 
     Horovod's service listens on all interfaces, though it is asked on the job's alone.
     """
+    import psutil  # comes with Horovod
     from horovod.runner.common.util import network
 
     interface = os.environ.get("HOROVOD_GLOO_IFACE")

@@ -76,7 +76,7 @@ def imported():
             "Horovod was asked for, but horovod.tensorflow cannot be imported "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). "
             "A plain `pip install horovod` has no TensorFlow operations; build it "
-            "with `bash horovod_scripts/install_horovod.sh` and check with "
+            "with `gsnr-tf install-horovod` and check with "
             "`horovodrun --check-build`."
         ) from error
     return hvd

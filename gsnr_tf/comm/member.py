@@ -7,8 +7,6 @@ import socket
 import uuid
 from pathlib import Path
 
-import psutil
-
 from gsnr_tf.comm import server
 
 # A rank that is asked for nothing but a word, and is not stopped, answers at once.
@@ -74,6 +72,8 @@ def addresses(one_host):
     """
     if one_host:
         return ["127.0.0.1"]
+    import psutil  # comes with Horovod
+
     by_interface = {
         name: [a.address for a in known if a.family == socket.AF_INET]
         for name, known in psutil.net_if_addrs().items()

@@ -5,9 +5,6 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from gsnr_tf.monitor.advise import DEAREST, advise
-from gsnr_tf.monitor.run import Run
-
 HELP = "batch, workers and learning rate for the next run"
 
 
@@ -18,15 +15,17 @@ def add_arguments(parser):
     parser.add_argument(
         "--cost",
         type=float,
-        default=DEAREST,
         help="how many times the worker-seconds of the same training may be spent on "
-        "speed (default: %(default)s)",
+        "speed (default: 1.5)",
     )
 
 
 def run(args):
+    from gsnr_tf.monitor.advise import DEAREST, advise
+    from gsnr_tf.monitor.run import Run
+
     try:
-        advice = advise(Run(args.folder), args.cost)
+        advice = advise(Run(args.folder), DEAREST if args.cost is None else args.cost)
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -10,41 +10,12 @@ from pathlib import Path
 import rich
 
 from gsnr_tf import launch
-from gsnr_tf.benchmarks import overlap, report, sandbox
+from gsnr_tf.benchmarks import report, sandbox
+from gsnr_tf.commands import argument_types
+from gsnr_tf.commands.argument_types import delay, elements, positive
 
 HELP = "what things cost, side by side"
 RULES = ("lamb", "adam", "momentum", "lars")
-
-
-def elements(text):
-    """8M, 300k or 1000000 as a number."""
-    factors = {"k": 10**3, "M": 10**6, "G": 10**9}
-    factor = factors.get(text[-1:], 1)
-    try:
-        return int(float(text[:-1] if factor > 1 else text) * factor)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number such as 8M") from None
-
-
-def positive(text):
-    """A number above 0."""
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def delay(text):
-    """A number of milliseconds, 0 or more."""
-    return float(text) if float(text) == 0 else positive(text)
-
-
-def ranks(text):
-    """A number of ranks that one machine can hold."""
-    number = int(text)
-    if not 2 <= number <= 250:
-        raise argparse.ArgumentTypeError(f"{text} is not from 2 to 250")
-    return number
 
 
 def add_arguments(parser):
@@ -123,13 +94,15 @@ def _overlap(args):
         arguments = [f"--layers={args.layers}", f"--steps={args.steps}"]
         code = launch.on_ranks(args.np, "gsnr_tf.benchmarks.overlap", arguments)
         if code == 0:
+            from gsnr_tf.benchmarks import overlap
+
             # The first step is the one that is compiled.
             overlap.show(overlap.exchanges(timeline)[1:])
     return code
 
 
 def _add_network(add):
-    add("--np", type=ranks, nargs="+", default=[2], help="numbers of ranks")
+    add("--np", type=argument_types.ranks, nargs="+", default=[2], help="numbers of ranks")
     add("--ranks-per-host", type=int, default=1, help="that share the host's link")
     add("--params", type=elements, nargs="+", default=[2_000_000], help="parameters")
     add("--tensors", type=int, default=12, help="in how many tensors")
@@ -157,7 +130,7 @@ def _network(args):
     if refusal:
         print(refusal, file=sys.stderr)
         return 1
-    answers = []
+    answers: list[dict] = []
     for number in args.np:
         arguments = [f"--ranks={number}", f"--ranks-per-host={per_host}"]
         arguments += [f"--rule={args.rule}"]

@@ -22,8 +22,9 @@ def add_arguments(parser):
     add("--optimizers", type=_words, metavar="NAME,NAME", default=("lamb", "adam"),
         help="of adam, lamb, momentum, lars (default: lamb,adam)")
     add("--gsnr", action="append", metavar="FORM",
-        help="a form of GSNR, such as 'ceiling=10,second_moment=raw' or 'k=16'; may be "
-        "repeated (default: 'ceiling=1')")
+        help="a form of GSNR: arguments of its optimizers, such as "
+        "'ceiling=10,second_moment=raw', 'weight_decay=0.01,clipnorm=1' or 'k=16'; may "
+        "be repeated (default: 'ceiling=1')")
     add("--samples", type=int, metavar="K", default=8,
         help="gradient samples an update, over all ranks (default: 8)")
     add("--np", type=int, metavar="N", default=1,
@@ -57,17 +58,7 @@ def _words(text):
 
 def run(args):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        return _compare(args)
-    except ImportError as error:
-        if error.name not in ("optuna", "matplotlib"):
-            raise
-        raise SystemExit(
-            f"gsnr-tf compare needs {error.name}: pip install 'gsnr_tf[study]'"
-        ) from None
 
-
-def _compare(args):
     from rich.console import Console
 
     from gsnr_tf.compare.progress import StudyProgress

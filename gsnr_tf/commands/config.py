@@ -3,10 +3,6 @@
 import json
 import sys
 
-import rich.box
-import rich.console
-import rich.table
-
 HELP = "check a configuration, or print its schema"
 
 
@@ -15,18 +11,36 @@ def add_arguments(parser):
     check = what.add_parser("check", help="say what a file comes to, or what is wrong")
     check.add_argument("file", help="JSON file")
     check.add_argument("--np", type=int, default=1, help="number of ranks (default: 1)")
+    check.add_argument(
+        "--make",
+        action="store_true",
+        help="make optimizer and schedule, too: checks the values of their arguments and "
+        "tells some learning rates; loads TensorFlow",
+    )
     check.set_defaults(do=_check)
     schema = what.add_parser("schema", help="print the JSON Schema, for editors")
     schema.set_defaults(do=_schema)
     docs = what.add_parser("docs", help="write the reference pages anew")
     docs.set_defaults(do=_docs)
+    signatures = what.add_parser(
+        "signatures", help="write anew which arguments optimizers and schedules take"
+    )
+    signatures.add_argument(
+        "--keras", action="store_true", help="those of Keras' own optimizers as well"
+    )
+    signatures.set_defaults(do=_signatures)
 
 
 def _check(args):
+    import rich.box
+    import rich.console
+    import rich.table
+
     from gsnr_tf.engine import ConfigError, explain, read
 
     try:
-        rows = explain(read(args.file), args.np)
+        config = read(args.file, make=args.make)
+        rows = explain(config, args.np, rates=args.make)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
@@ -49,6 +63,14 @@ def _docs(args):
 
     for path in docs.write():
         print(path)
+    return 0
+
+
+def _signatures(args):
+    from gsnr_tf.engine import signatures
+
+    signatures.write(args.keras)
+    print(signatures.FILE)
     return 0
 
 

@@ -3,14 +3,12 @@
 The answers are those of a model with your numbers in it (gsnr_tf/planning). Without
 --calibrate they count the network alone, not what the processors do for an update."""
 
-import argparse
 import json
 from pathlib import Path
 
 import rich
 
-from gsnr_tf.commands.bench import elements, positive
-from gsnr_tf.planning import calibrate, cost, plan, report
+from gsnr_tf.commands.argument_types import elements, positive, whole
 
 HELP = "what to expect of more workers"
 
@@ -39,21 +37,13 @@ def add_arguments(parser):
     add("--inner-bandwidth", positive, 400.0, "within a host, Gbit/s in each direction")
     add("--inner-latency", positive, 5.0, "within a host, microseconds")
     add("--buckets", whole, 1, "in which gradients leave while backward runs")
-    add("--plot", Path, "plan.png", "the picture")
+    add("--plot", Path, None, "draw a picture, too, into this file", metavar="FILE")
     many = {"nargs": "+", "metavar": "JSON"}
     add("--calibrate", Path, None, "learn the processor's part from these files of "
         "`gsnr-tf bench network --json`", **many)  # fmt: skip
     add("--check", Path, None, "show what --calibrate predicts beside these "
         "measurements, and stop", **many)  # fmt: skip
     parser.set_defaults(refuse=parser.error)
-
-
-def whole(text):
-    """A whole number above 0."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return number
 
 
 def _compute(args):
@@ -70,6 +60,8 @@ def _compute(args):
 
 def _settings(args):
     """The job and the cluster."""
+    from gsnr_tf.planning import cost
+
     slots, plain_slots, sums = OPTIMIZERS[args.optimizer]
     job = cost.Job(
         parameters=args.params,
@@ -89,6 +81,8 @@ def _settings(args):
 
 
 def _link(microseconds, gigabits):
+    from gsnr_tf.planning import cost
+
     return cost.Link(latency=1e-6 * microseconds, bandwidth=1e9 / 8 * gigabits)
 
 
@@ -97,6 +91,8 @@ def _measured(paths):
 
 
 def run(args):
+    from gsnr_tf.planning import calibrate, cost, plan, report
+
     if args.check and not args.calibrate:
         args.refuse("--check needs --calibrate, the measurements to learn from")
     job, cluster = _settings(args)
@@ -114,12 +110,10 @@ def run(args):
         rich.print(table, "", sep="\n")
     for sentence in plan.advice(rows, job, cluster):
         print(report.wrapped(sentence))
-    try:
-        # Drawing is not among what training needs.
-        from gsnr_tf.planning import plot
-    except ImportError as error:
-        print(f"No picture: {error}. `pip install matplotlib` brings what it takes.")
+    if args.plot is None:
         return 0
+    from gsnr_tf.planning import plot
+
     plot.draw(rows, args.plot)
     print(f"saved {args.plot}")
     return 0

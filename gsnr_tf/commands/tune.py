@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,13 +26,14 @@ def add_arguments(parser):
 
 def run(args):
     from gsnr_tf.engine import ConfigError, read, tune
+    from gsnr_tf.launch import CannotStart
 
     try:
         config = read(args.config)
         folder = Path(config.autotuning.results_dir)
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("trial-*"):
-            old.unlink()
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
         run_one = functools.partial(
             tune.run_trial,
             ranks=args.np,
@@ -40,7 +42,7 @@ def run(args):
             seconds=args.seconds,
         )
         results = tune.search(config, args.np, run_one, _tell)
-    except ConfigError as error:
+    except (CannotStart, ConfigError) as error:
         print(error, file=sys.stderr)
         return 1
     found = tune.best(results)

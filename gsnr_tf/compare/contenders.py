@@ -1,10 +1,10 @@
 """Who is compared: the base optimizer, the control, and the forms of GSNR."""
 
-import inspect
 from dataclasses import dataclass
 
 import keras
 
+from gsnr_tf.engine.signatures import signature_of
 from gsnr_tf.optimizers import (
     GSNRSGD,
     DistributedOptimizer,
@@ -12,7 +12,6 @@ from gsnr_tf.optimizers import (
     GSNRLamb,
     GSNRLars,
 )
-from gsnr_tf.optimizers.gsnr import GSNROptimizer
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ RULES = {
     "lars": Rule(None, GSNRLars, {}, 3.0),
 }
 
+# Arguments that are the study's to decide, and no form of a rule.
+_OF_THE_STUDY = {"learning_rate", "gradient_accumulation_steps", "communicator", "name"}
 SWITCHED_OFF = (("ceiling", 1.0), ("gamma", 1.0))
 
 
@@ -71,17 +72,17 @@ class Contender:
         common = {**rule.arguments, "gradient_accumulation_steps": steps}
         if self.kind == "base":
             return DistributedOptimizer(rule.base(learning_rate, **common))
-        return rule.gsnr(learning_rate, **common, **dict(self.arguments))
+        return rule.gsnr(learning_rate, **{**common, **dict(self.arguments)})
 
 
 def parse_form(text):
     """Reads "ceiling=10,second_moment=raw,k=16".
 
     Returns:
-        A dict; numbers are floats, `k` is an int.
+        A dict; values are numbers, `True`, `False` or strings.
 
     Raises:
-        ValueError: Something is not `name=value`.
+        ValueError: Something is not `name=value`, or `k` is no whole number.
     """
     form = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -91,9 +92,9 @@ def parse_form(text):
                 "A form of GSNR reads name=value,name=value, such as "
                 f"'ceiling=10,second_moment=raw'. Received: {text!r}"
             )
-        form[name] = _number(value)
-    if "k" in form:
-        form["k"] = int(form["k"])
+        form[name] = _value(value)
+    if not isinstance(form.get("k", 2), int):
+        raise ValueError(f"k is a whole number of samples. Received: {text!r}")
     return form
 
 
@@ -131,17 +132,18 @@ def contenders_of(rule, forms, samples):
 
 def _arguments(rule):
     """What a form may say about a rule."""
-    of_rule = inspect.signature(RULES[rule].gsnr.__init__).parameters
-    of_family = inspect.signature(GSNROptimizer.__init__).parameters
-    not_a_form = {"self", "learning_rate", "kwargs", "keras_arguments", "communicator"}
-    return {*of_rule, *of_family} - not_a_form
+    return signature_of(RULES[rule].gsnr).arguments.keys() - _OF_THE_STUDY
 
 
-def _number(text):
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _value(text):
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def _plain(value):

@@ -47,10 +47,6 @@ def main(folder):
     import keras
     import tensorflow as tf
 
-    # Studies run one process for each core.
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-
     from gsnr_tf import comm
     from gsnr_tf.compare.settings import Settings
     from gsnr_tf.compare.task import load_task

@@ -1,17 +1,21 @@
 """The processes that a study trains in, seen from the study."""
 
 import json
-import os
 import secrets
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 from gsnr_tf.compare.worker import ADDRESS
+from gsnr_tf.launch import Background, CannotStart, Job
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+# Studies run one process for each core.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+}
 START_SECONDS = 120
+_GRACE = 1.0  # seconds to end in good order: nothing is lost of a run that is ended
+_LAST_SECONDS = 60.0  # for a worker that fails to end, so that it is known why
 
 
 class WorkerFailed(RuntimeError):
@@ -19,37 +23,31 @@ class WorkerFailed(RuntimeError):
 
 
 class Worker:
-    """One process, or several ranks under horovodrun, that train one run at a time.
+    """One process, or several ranks, that train one run at a time.
 
     Args:
-        folder: `Path` of the run folder, which holds the settings; its `worker-N.log`
-            gets what the process prints.
+        folder: `Path` of the run folder, which holds the settings; its folder `worker-N`
+            gets what the ranks print.
         index: N.
         ranks: How many ranks.
     """
 
     def __init__(self, folder, index, ranks):
-        self._log = folder / f"worker-{index}.log"
+        self._folder = folder / f"worker-{index}"
         self._word = secrets.token_hex(16)
         self._server = socket.create_server(("localhost", 0))
         self._server.settimeout(1)
         port = self._server.getsockname()[1]
-        with open(self._log, "w") as log:
-            self._process = subprocess.Popen(
-                [
-                    *_launcher(ranks),
-                    sys.executable,
-                    "-m",
-                    "gsnr_tf.compare.worker",
-                    folder,
-                ],
-                env={**os.environ, **ONE_THREAD, ADDRESS: f"{port} {self._word}"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C is for the study, which ends its workers.
-                start_new_session=True,
+        self._ranks = Background(
+            Job(
+                command=["-m", "gsnr_tf.compare.worker", str(folder)],
+                ranks=ranks,
+                folder=self._folder,
+                environment={**ONE_THREAD, ADDRESS: f"{port} {self._word}"},
+                quiet=True,
+                grace=_GRACE,
             )
+        )
         self._connection = None
 
     def train(self, index, **run):
@@ -78,7 +76,7 @@ class Worker:
             try:
                 connection, _ = self._server.accept()
             except TimeoutError:
-                if self._process.poll() is not None:
+                if not self._ranks.alive:
                     break
                 continue
             connection.settimeout(None)
@@ -88,24 +86,13 @@ class Worker:
         raise WorkerFailed(f"A worker did not start. {self._last_words()}")
 
     def _last_words(self):
-        lines = self._log.read_text(errors="replace").splitlines()[-20:]
-        return f"The end of {self._log}:\n" + "\n".join(lines)
+        try:
+            self._ranks.wait(_LAST_SECONDS)
+        except CannotStart as error:
+            return str(error)
+        return f"What it printed is in {self._folder}.\n{self._ranks.job.failure}"
 
     def close(self):
         """Ends the process, also in the middle of a run."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
+        self._ranks.stop()
         self._server.close()
-
-
-def _launcher(ranks):
-    if ranks == 1:
-        return []
-    horovodrun = Path(sys.executable).with_name("horovodrun")
-    if not horovodrun.exists():
-        raise WorkerFailed(
-            f"There is no horovodrun beside {sys.executable}: install Horovod with "
-            "`bash horovod_scripts/install_horovod.sh`, or leave --np out."
-        )
-    return [str(horovodrun), "--gloo", "--disable-cache", "-np", str(ranks)]

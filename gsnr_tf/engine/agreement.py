@@ -4,8 +4,10 @@ from gsnr_tf.engine import reading
 from gsnr_tf.engine.errors import ConfigError
 
 
-def read(source, communicator):
-    """The `Config` of a source, the same on all ranks.
+def read(source, communicator, changes=None):
+    """The `Config` of a source, with `changes`, the same on all ranks.
+
+    See `reading.read`.
 
     Raises:
         ConfigError: On all ranks: it cannot be used on some of them, or they differ;
@@ -14,7 +16,7 @@ def read(source, communicator):
     """
     config, problem = None, None
     try:
-        config = reading.read(source)
+        config = reading.read(source, changes=changes)
     except ConfigError as error:
         problem = str(error)
     values = None if config is None else flat(config.model_dump())

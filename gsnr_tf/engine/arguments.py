@@ -1,15 +1,8 @@
 """Optimizers and schedules by name, and the arguments that each takes."""
 
-import functools
-import inspect
-
-import keras
-
-from gsnr_tf import optimizers as family
-from gsnr_tf.engine import deepspeed
+from gsnr_tf._sound_samples import SOUND_SAMPLES
+from gsnr_tf.engine import deepspeed, signatures
 from gsnr_tf.engine.errors import nearest
-from gsnr_tf.schedules import DEEPSPEED as SCHEDULES
-from gsnr_tf.stats import SOUND_SAMPLES
 
 # What the configuration decides in keys of its own.
 _ELSEWHERE = {
@@ -31,50 +24,9 @@ _NUMBERS = {
 }
 
 
-@functools.cache
-def optimizers():
-    """Optimizer classes by name."""
-    skip = ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
-    found = {
-        name: rule
-        for name, rule in vars(keras.optimizers).items()
-        if isinstance(rule, type)
-        and issubclass(rule, keras.optimizers.Optimizer)
-        and name not in skip
-    }
-    ours = ("GSNRSGD", "GSNRAdam", "GSNRLars", "GSNRLamb")
-    return {**found, **{name: getattr(family, name) for name in ours}}
-
-
-def optimizer_class(name):
-    """The optimizer class of a name, in upper or lower case, or `None`."""
-    return {known.lower(): rule for known, rule in optimizers().items()}.get(
-        name.lower()
-    )
-
-
-def is_gsnr(rule):
-    """Whether a class is of the GSNR family."""
-    return rule.__name__.startswith("GSNR")
-
-
 def sound_samples(kwargs):
     """How many samples an optimizer of the GSNR family wants with these arguments."""
     return SOUND_SAMPLES[kwargs.get("estimator", "paper")]
-
-
-def accepted(rule):
-    """Arguments of a constructor, base classes included, and their defaults."""
-    found = {}
-    for base in rule.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = inspect.signature(base.__init__).parameters.values()
-        named = [p for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
-        found = {**{p.name: p.default for p in named}, **found}
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            break
-    return {name: default for name, default in found.items() if name != "self"}
 
 
 def in_keras_words(params):
@@ -107,40 +59,59 @@ def in_keras_words(params):
     return renamed
 
 
-def check_optimizer(name, params):
-    """Raises ValueError where no optimizer of this name and arguments can be made."""
-    rule = optimizer_class(name)
+def check_optimizer(name, params, make=True):
+    """Raises ValueError where no optimizer of this name and arguments can be made.
+
+    Args:
+        name: String.
+        params: Dict, arguments of the optimizer.
+        make: Whether to make it, too, which loads TensorFlow.
+    """
+    rule = signatures.optimizer(name)
     if rule is None:
         advice = deepspeed.OPTIMIZERS.get(name.lower())
         if advice:
             raise ValueError(f"type {name!r} of DeepSpeed is not supported: {advice}.")
         raise ValueError(
-            f"type {name!r} is unknown.{nearest(name, optimizers())} "
-            f"Known: {', '.join(sorted(optimizers()))}."
+            f"type {name!r} is unknown.{nearest(name, signatures.optimizers())} "
+            f"Known: {', '.join(signatures.optimizers())}."
         )
     words = in_keras_words(params)
+    if set(words) - set(rule.arguments):
+        # The installed Keras may be newer, and know more.
+        rule = signatures.signature_of(signatures.installed_class(name))
     _check_params(
         rule, words, deepspeed.OPTIMIZER_PARAMS, [*deepspeed.OPTIMIZER_ARGUMENTS]
     )
     _check_kinds(rule, params, deepspeed.OPTIMIZER_ARGUMENTS)
+    if not make:
+        return
     try:
-        rule(**words)
+        signatures.installed_class(name)(**words)
     except (TypeError, ValueError) as error:
         raise ValueError(f"params: {error}") from error
 
 
-def check_scheduler(name, params):
-    """Raises ValueError where a schedule of this name and arguments cannot be made."""
-    rule = SCHEDULES[name]
+def check_scheduler(name, params, make=True):
+    """Raises ValueError where a schedule of this name and arguments cannot be made.
+
+    Args:
+        name: String, one of `signatures.schedules()`.
+        params: Dict, arguments of the schedule.
+        make: Whether to make it, too, which loads TensorFlow.
+    """
+    rule = signatures.schedules()[name]
     _check_params(rule, params, deepspeed.SCHEDULER_PARAMS)
     _check_kinds(rule, params)
     missing = [
-        p.name
-        for p in inspect.signature(rule).parameters.values()
-        if p.default is p.empty and p.name not in params and p.name != "learning_rate"
+        argument
+        for argument, default in rule.arguments.items()
+        if default is signatures.REQUIRED and argument not in {*params, "learning_rate"}
     ]
     if missing:
         raise ValueError(f"params needs {', '.join(missing)} for {name}.")
+    if not make:
+        return
     try:
         make_schedule(name, params, 0.1)
     except (TypeError, ValueError) as error:
@@ -149,13 +120,20 @@ def check_scheduler(name, params):
 
 def make_schedule(name, params, learning_rate):
     """The schedule of a name; `learning_rate` is the optimizer's."""
-    rule = SCHEDULES[name]
-    more = {"learning_rate": learning_rate} if "learning_rate" in accepted(rule) else {}
-    return rule(**{**more, **params})
+    from gsnr_tf.schedules import DEEPSPEED
+
+    return DEEPSPEED[name](**schedule_arguments(name, params, learning_rate))
+
+
+def schedule_arguments(name, params, learning_rate):
+    """What `make_schedule` passes on: `params`, and the rate where it is asked for."""
+    if "learning_rate" in signatures.schedules()[name].arguments:
+        return {"learning_rate": learning_rate, **params}
+    return params
 
 
 def _check_params(rule, params, unsupported, more=()):
-    known = sorted(set(accepted(rule)) - set(_ELSEWHERE))
+    known = sorted(set(rule.arguments) - set(_ELSEWHERE))
     for key in params:
         if key in known:
             continue
@@ -167,7 +145,7 @@ def _check_params(rule, params, unsupported, more=()):
             )
         raise ValueError(
             f"params.{key} is unknown.{nearest(key, [*known, *more])} "
-            f"{rule.__name__} takes: {', '.join(known)}."
+            f"{rule.name} takes: {', '.join(known)}."
         )
 
 
@@ -177,13 +155,13 @@ def _is_number(value):
 
 def _check_kinds(rule, params, other_names=()):
     """Raises ValueError for what is not a number, or not true or false, and must be."""
-    defaults = accepted(rule)
+    defaults = rule.arguments
     for key, value in params.items():
         name = other_names[key] if key in other_names else key
         if name not in defaults or value is None and defaults[name] is None:
             continue
         default = defaults[name]
-        needed = default is inspect.Parameter.empty
+        needed = default is signatures.REQUIRED
         if isinstance(default, bool):
             kind, fits = "true or false", isinstance(value, bool)
         elif needed or name in _NUMBERS or _is_number(default):
@@ -201,11 +179,11 @@ def _check_kinds(rule, params, other_names=()):
 
 def check_together(config):
     """Raises ValueError where sections of the configuration contradict each other."""
-    rule = optimizer_class(config.optimizer.type)
+    rule = signatures.optimizer(config.optimizer.type)
     for key in ("gamma", "ceiling", "estimator", "monitor_interval", "batch_ramp"):
         if getattr(config.gsnr, key) is None:
             continue
-        if not is_gsnr(rule):
+        if not rule.gsnr:
             raise ValueError(
                 f"gsnr.{key} needs an optimizer of the GSNR family. Received: "
                 f"optimizer.type={config.optimizer.type!r}."
@@ -223,10 +201,10 @@ def check_together(config):
         "communication_data_type": config.communication_data_type,
     }
     for key, value in needs.items():
-        if value and not is_gsnr(rule):
+        if value and not rule.gsnr:
             raise ValueError(
                 f"{key}={value!r} needs an optimizer of the GSNR family, and "
-                f"{rule.__name__} is Keras' own. Take GSNRSGD, GSNRAdam, GSNRLars or "
+                f"{rule.name} is Keras' own. Take GSNRSGD, GSNRAdam, GSNRLars or "
                 "GSNRLamb with gsnr.gamma 1 and gsnr.ceiling 1, which are the plain "
                 f"rules, or leave {key} out."
             )

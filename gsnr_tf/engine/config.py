@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BeforeValidator, Field
 
-from gsnr_tf.engine import arguments, batch
+from gsnr_tf.engine import arguments, batch, signatures
 
 
 def _whole(value):
@@ -19,6 +19,11 @@ def _whole(value):
 Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 Natural = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _to_be_made(info):
+    """Whether optimizer and schedule are to be made, which takes TensorFlow."""
+    return (info.context or {}).get("make", True)
 
 
 class Section(pydantic.BaseModel):
@@ -41,7 +46,10 @@ class Optimizer(Section):
     type: str = Field(
         description="Name of the optimizer.",
         examples=["GSNRLamb"],
-        json_schema_extra={"enum": sorted(arguments.optimizers())},
+        # Others that the installed Keras has are let through.
+        json_schema_extra={
+            "anyOf": [{"enum": [*signatures.optimizers()]}, {"type": "string"}]
+        },
     )
     params: dict[str, Any] = Field(
         default={},
@@ -50,8 +58,8 @@ class Optimizer(Section):
     )
 
     @pydantic.model_validator(mode="after")
-    def _known(self):
-        arguments.check_optimizer(self.type, self.params)
+    def _known(self, info):
+        arguments.check_optimizer(self.type, self.params, _to_be_made(info))
         return self
 
 
@@ -63,7 +71,7 @@ class Scheduler(Section):
     that DeepSpeed's gives it. Without this section the rate stays at the optimizer's.
     """
 
-    type: Literal[tuple(arguments.SCHEDULES)] = Field(
+    type: Literal[tuple(signatures.schedules())] = Field(
         description="Name of the schedule.", examples=["WarmupCosineLR"]
     )
     params: dict[str, Any] = Field(
@@ -76,8 +84,8 @@ class Scheduler(Section):
     )
 
     @pydantic.model_validator(mode="after")
-    def _known(self):
-        arguments.check_scheduler(self.type, self.params)
+    def _known(self, info):
+        arguments.check_scheduler(self.type, self.params, _to_be_made(info))
         return self
 
 

@@ -22,6 +22,7 @@ from gsnr_tf.engine.data import (
 )
 from gsnr_tf.engine.precision import set_precision
 from gsnr_tf.engine.progress import Progress, UpdateCallback
+from gsnr_tf.engine.trial import Trial
 from gsnr_tf.engine.updates import Updates
 from gsnr_tf.resilience import checkpoint
 
@@ -61,7 +62,8 @@ def initialize(
             "call it once on a batch, before gsnr_tf.initialize."
         )
     communicator = comm.choose("auto", tf.distribute.get_strategy())
-    config = agreement.read(config, communicator)
+    trial = Trial.of_environment()
+    config = agreement.read(config, communicator, trial and trial.changes)
     batch = config.batch(communicator.workers)
     for enabled, policy in (
         (config.fp16.enabled, "mixed_float16"),
@@ -78,7 +80,7 @@ def initialize(
         auto_scale_loss=False,
         **{"jit_compile": "auto" if xla else False, **compile_arguments},
     )
-    return Engine(model, config, batch, communicator, training_data)
+    return Engine(model, config, batch, communicator, training_data, trial)
 
 
 class Engine:
@@ -90,7 +92,9 @@ class Engine:
         config: The `Config`.
     """
 
-    def __init__(self, model, config, batch, communicator, training_data=None):
+    def __init__(
+        self, model, config, batch, communicator, training_data=None, trial=None
+    ):
         self.model = model
         self.optimizer = model.optimizer
         self.config = config
@@ -107,7 +111,7 @@ class Engine:
         if training_data is not None:
             self._data = self._examples(training_data)
         self._next = None
-        self._progress = Progress(self, self._inner._comm)
+        self._progress = Progress(self, self._inner._comm, trial)
 
     # ---- training ---------------------------------------------------------------
 

@@ -1,33 +1,33 @@
 """What a configuration comes to on a number of ranks, in words."""
 
-from gsnr_tf.engine import arguments
-from gsnr_tf.engine.build import optimizer_arguments
-from gsnr_tf.schedules import UpdateSchedule
+from gsnr_tf.engine import arguments, signatures
+from gsnr_tf.engine.keywords import optimizer_keywords
 
 
-def explain(config, ranks):
+def explain(config, ranks, *, rates=True):
     """Pairs of a key and what it comes to.
 
     Args:
         config: The `Config`.
         ranks: Int.
+        rates: Whether to tell what a schedule gives some updates. That loads TensorFlow.
 
     Raises:
         ConfigError: It cannot be used on so many ranks.
     """
     batch = config.batch(ranks)
-    rule, kwargs = optimizer_arguments(config, batch)
+    rule, kwargs = optimizer_keywords(config, batch)
     rows = [
         *_sizes(config, batch),
-        ("optimizer", _call(rule.__name__, kwargs)),
-        *_schedule(config, batch, kwargs),
+        ("optimizer", _optimizer(config, rule, kwargs)),
+        *_schedule(config, batch, kwargs, rates),
         ("gradient_clipping", config.gradient_clipping or "none"),
         ("precision", _precision(config)),
         ("zero_optimization", _sharing(config, rule, kwargs)),
         ("communication_data_type", config.communication_data_type or "fp32"),
         ("steps_per_print", config.steps_per_print or "never"),
     ]
-    if arguments.is_gsnr(rule):
+    if rule.gsnr:
         rows.insert(3, ("samples (k)", _samples(batch, kwargs)))
     return [*rows, *_ramp(config, batch), *_what_is_written(config)]
 
@@ -53,22 +53,30 @@ def _samples(batch, kwargs):
     return text if k >= sound else f"{text}: fewer than {sound}, a poor estimate"
 
 
+def _optimizer(config, rule, kwargs):
+    if config.scheduler:
+        kwargs = {k: v for k, v in kwargs.items() if k != "learning_rate"}
+    return _call(rule.name, kwargs)
+
+
 def _call(name, kwargs):
-    shown = {k: v for k, v in kwargs.items() if not isinstance(v, UpdateSchedule)}
-    return f"{name}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+    return f"{name}({', '.join(f'{k}={v!r}' for k, v in kwargs.items())})"
 
 
-def _schedule(config, batch, kwargs):
+def _schedule(config, batch, kwargs, rates):
     if not config.scheduler:
         return
-    schedule = kwargs["learning_rate"]
-    values = schedule.get_config()
-    yield "scheduler", _call(type(schedule).__name__, values)
+    name, params = config.scheduler.type, config.scheduler.params
+    rate = kwargs["learning_rate"]
+    defaults = signatures.schedules()[name].arguments
+    values = {**defaults, **arguments.schedule_arguments(name, params, rate)}
+    yield "scheduler", _call(name, values)
     points = {0, 1, values.get("warmup_num_steps"), values.get("cycle_first_step_size")}
     points |= {values.get("total_num_steps")}
-    for update in sorted(point for point in points if point is not None):
-        rate = float(schedule(update))
-        yield "", f"update {update}: {rate:.3g}"
+    if rates:
+        schedule = arguments.make_schedule(name, params, rate)
+        for update in sorted(point for point in points if point is not None):
+            yield "", f"update {update}: {float(schedule(update)):.3g}"
     if config.gsnr.batch_ramp:
         yield "", f"(updates of {batch.train} examples, whatever the batch)"
 
@@ -107,7 +115,7 @@ def _precision(config):
 
 
 def _sharing(config, rule, kwargs):
-    if not arguments.is_gsnr(rule):
+    if not rule.gsnr:
         return "every rank has all state"
     if config.zero_optimization.stage is None:
         return "as the optimizer decides"

@@ -1,13 +1,11 @@
 """What is told while a job trains: lines, events, times and a profile."""
 
-import os
 import time
 from pathlib import Path
 
 import keras
 
 from gsnr_tf import comm
-from gsnr_tf.engine import trial
 from gsnr_tf.engine.breakdown import Breakdown
 from gsnr_tf.engine.flops import FlopsProfiler
 
@@ -17,10 +15,12 @@ class Progress:
 
     Args:
         engine: The `Engine`, whose optimizer is built and whose train step is not
-        traced. communicator: The `Communicator`.
+            traced.
+        communicator: The `Communicator`.
+        trial: The `Trial` that the job is, or `None`.
     """
 
-    def __init__(self, engine, communicator):
+    def __init__(self, engine, communicator, trial=None):
         config = engine.config
         self._engine, self._comm = engine, communicator
         self._every = config.steps_per_print
@@ -34,9 +34,7 @@ class Progress:
             self._profiler = FlopsProfiler(
                 engine, profile.profile_step, profile.output_file
             )
-        self._trial = None
-        if trial.VARIABLE in os.environ:
-            self._trial = trial.Trial(engine, communicator, self._first)
+        self._trial = trial
         self._meters = [m for m in (self._breakdown, self._profiler) if m is not None]
         self.restart()
 
@@ -81,7 +79,7 @@ class Progress:
         if self._breakdown:
             self._breakdown.restart()
         if self._trial:
-            self._trial.update()
+            self._trial.update(self._engine, self._comm)
 
     def _print(self, loss):
         engine = self._engine

@@ -6,32 +6,37 @@ from pathlib import Path
 
 import pydantic
 
-from gsnr_tf.engine import deepspeed, trial
+from gsnr_tf.engine import deepspeed
 from gsnr_tf.engine.config import Config
 from gsnr_tf.engine.errors import ConfigError, nearest
+from gsnr_tf.engine.trial import merged
 
 
-def read(source):
+def read(source, *, changes=None, make=True):
     """The `Config` of a JSON file or a dict.
 
     Args:
         source: Path of a JSON file, or a dict of the same keys.
+        changes: Dict, what is to be otherwise than in `source`; see `trial.merged`.
+        make: Whether to make optimizer and schedule, too, to see whether they take the
+            values of their arguments. That loads TensorFlow.
 
     Raises:
         ConfigError: It cannot be read, is not JSON, or has unknown keys or wrong
         values.
             The message names all of them.
     """
+    name, raw = "The configuration", source
     if isinstance(source, Config):
-        return source
-    if isinstance(source, (str, os.PathLike)):
+        if not changes:
+            return source
+        raw = source.model_dump(exclude_unset=True)
+    elif isinstance(source, (str, os.PathLike)):
         name, raw = str(source), _parsed(Path(source))
-    else:
-        name, raw = "The configuration", source
     if not isinstance(raw, dict):
         raise ConfigError(f"{name} must be a JSON object or a dict. Received: {raw!r}")
     try:
-        return Config.model_validate(trial.changed(raw))
+        return Config.model_validate(merged(raw, changes or {}), context={"make": make})
     except pydantic.ValidationError as error:
         lines = [_line(one) for one in error.errors()]
         raise ConfigError("\n  ".join([f"{name} cannot be used:", *lines])) from None

@@ -1,7 +1,8 @@
 """A job that is a trial of `gsnr-tf tune`: other sizes, a few updates, a report.
 
-The variable GSNR_TF_TRIAL of the environment makes it one. It is JSON:
-`{"changes": {key: value, "section": {…}}, "report": path}`.
+`gsnr-tf tune` starts the script of the user, who knows nothing of trials. So it tells the
+engine in the environment variable GSNR_TF_TRIAL, which `initialize` reads, and nothing
+else does: JSON, `{"changes": {key: value, "section": {…}}, "report": path}`.
 """
 
 import json
@@ -9,21 +10,21 @@ import os
 import time
 from pathlib import Path
 
-from gsnr_tf.engine.flops import peak_memory
+from gsnr_tf import comm
 
 VARIABLE = "GSNR_TF_TRIAL"
 
 
-def changed(values):
-    """A configuration, a dict, with the changes of the trial, if this is one."""
-    if VARIABLE not in os.environ:
-        return values
-    values = merged(values, json.loads(os.environ[VARIABLE])["changes"])
-    gsnr = values.get("gsnr")
-    if isinstance(gsnr, dict):
-        # A trial measures the batch that it is told.
-        values["gsnr"] = {k: v for k, v in gsnr.items() if k != "batch_ramp"}
-    return values
+def described(changes, report):
+    """Dict of the environment variable that makes a job a trial.
+
+    Args:
+        changes: Dict, what the trial has otherwise than the configuration.
+        report: Path of the file that the trial writes.
+    """
+    # A trial measures the batch that it is told.
+    changes = {**changes, "gsnr": {**changes.get("gsnr", {}), "batch_ramp": None}}
+    return {VARIABLE: json.dumps({"changes": changes, "report": str(report)})}
 
 
 def merged(values, changes):
@@ -43,19 +44,30 @@ class Trial:
     """Measures updates, reports, and ends the job.
 
     Args:
-        engine: The `Engine`.
-        communicator: The `Communicator`.
-        first: Whether this is rank 0, which writes the report.
+        changes: Dict, see `merged`.
+        report: Path of the file to write.
     """
 
-    def __init__(self, engine, communicator, first):
-        self._engine, self._comm, self._first = engine, communicator, first
-        self._report = Path(json.loads(os.environ[VARIABLE])["report"])
+    def __init__(self, changes, report):
+        self.changes, self._report = changes, Path(report)
 
-    def update(self):
-        """After each update; raises SystemExit after the last of the trial."""
-        tuning = self._engine.config.autotuning
-        step = self._engine.global_steps
+    @classmethod
+    def of_environment(cls):
+        """The `Trial` that this process is, or `None`."""
+        told = os.environ.get(VARIABLE)
+        return cls(**json.loads(told)) if told else None
+
+    def update(self, engine, communicator):
+        """After each update; raises SystemExit after the last of the trial.
+
+        Args:
+            engine: The `Engine`.
+            communicator: The `Communicator`; rank 0 writes the report.
+        """
+        from gsnr_tf.engine.flops import peak_memory
+
+        tuning = engine.config.autotuning
+        step = engine.global_steps
         if step == tuning.start_profile_step:
             self._began = time.perf_counter()
         if step < tuning.end_profile_step:
@@ -63,9 +75,9 @@ class Trial:
         seconds = time.perf_counter() - self._began
         updates = tuning.end_profile_step - tuning.start_profile_step
         # The slowest rank and the fullest one decide.
-        seconds, memory = zip(*self._comm.gather((seconds, peak_memory())))
-        examples = updates * self._engine.train_batch_size()
+        seconds, memory = zip(*communicator.gather((seconds, peak_memory())))
+        examples = updates * engine.train_batch_size()
         found = {"throughput": examples / max(seconds), "memory": max(memory)}
-        if self._first:
+        if comm.rank() == 0:
             self._report.write_text(json.dumps(found), encoding="utf-8")
         raise SystemExit(0)

@@ -1,19 +1,17 @@
 """The search of `gsnr-tf tune`: trials in processes of their own."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
-from gsnr_tf.engine import arguments, trial
-from gsnr_tf.engine.build import optimizer_arguments
+from gsnr_tf.engine import arguments, signatures, trial
 from gsnr_tf.engine.errors import ConfigError
+from gsnr_tf.engine.keywords import optimizer_keywords
+from gsnr_tf.launch import Background, Job
 
 # Elements of a bucket: 1, 4, 16 and 64 MiB.
 _BUCKETS = tuple(2**power for power in (18, 20, 22, 24))
+_GRACE = 5.0  # seconds that ranks have to end where a trial takes too long
 _OUT_OF_MEMORY = ("ResourceExhausted", "OOM when", "MemoryError", "bad_alloc")
 
 
@@ -42,8 +40,8 @@ def micro_batches(config, batch):
     """
     own = batch.micro * batch.accumulation
     fitting = [size for size in range(1, own + 1) if own % size == 0]
-    rule, kwargs = optimizer_arguments(config, batch)
-    if arguments.is_gsnr(rule):
+    rule, kwargs = optimizer_keywords(config, batch)
+    if rule.gsnr:
         least = arguments.sound_samples(kwargs)
         samples = {size: batch.ranks * own // size for size in fitting}
         sound = [size for size in fitting if samples[size] >= least]
@@ -58,10 +56,10 @@ def micro_batches(config, batch):
 
 def buckets(config, batch):
     """Bucket sizes to try, none where nothing travels in buckets."""
-    rule = arguments.optimizer_class(config.optimizer.type)
+    rule = signatures.optimizer(config.optimizer.type)
     if batch.ranks == 1 or not config.zero_optimization.stage:
         return []
-    return list(_BUCKETS) if "bucket_bytes" in arguments.accepted(rule) else []
+    return list(_BUCKETS) if "bucket_bytes" in rule.arguments else []
 
 
 def search(config, ranks, run, tell):
@@ -118,7 +116,7 @@ def best(results):
 
 
 def run_trial(changes, ranks, command, folder, seconds):
-    """Runs a script as a trial, on ranks of its own.
+    """Runs a script as a trial, on ranks that start as those of `gsnr-tf run` do.
 
     Args:
         changes: Dict, changes of the configuration.
@@ -129,46 +127,38 @@ def run_trial(changes, ranks, command, folder, seconds):
 
     Returns:
         The `Result`.
+
+    Raises:
+        CannotStart: The ranks cannot start.
     """
-    number = len(list(folder.glob("trial-*.log"))) + 1
-    report = folder / f"trial-{number}.json"
-    told = json.dumps({"changes": changes, "report": str(report.resolve())})
-    environment = {**os.environ, trial.VARIABLE: told}
-    log = folder / f"trial-{number}.log"
-    with log.open("wb") as output:
-        job = subprocess.Popen(
-            [*_launcher(ranks), sys.executable, *command],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
+    number = 1 + sum(path.is_dir() for path in folder.glob("trial-*"))
+    output = folder / f"trial-{number}"
+    report = folder.resolve() / f"trial-{number}.json"
+    job = Background(
+        Job(
+            command=command,
+            ranks=ranks,
+            folder=output,
+            environment=trial.described(changes, report),
+            quiet=True,
+            grace=_GRACE,
         )
-        try:
-            code = job.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            if job.poll() is None:
-                os.killpg(job.pid, signal.SIGKILL)
-                job.wait()
+    )
+    try:
+        code = job.wait(seconds)
+    finally:
+        job.stop()
     if report.exists():
         found = json.loads(report.read_text(encoding="utf-8"))
         return Result(changes, found["throughput"], found["memory"])
-    text = log.read_text(encoding="utf-8", errors="replace")
-    reason = f"not done in {seconds:g} s" if code is None else _reason(code, text)
-    return Result(changes, failure=f"{reason} (see {log})")
-
-
-def _launcher(ranks):
-    if ranks == 1:
-        return []
-    horovodrun = Path(sys.executable).with_name("horovodrun")
-    return [str(horovodrun), "--gloo", "--disable-cache", "-np", str(ranks)]
+    why = job.job.failure
+    reason = f"not done in {seconds:g} s" if code is None else _reason(code, why)
+    return Result(changes, failure=f"{reason} (see {output})")
 
 
 def _reason(code, output):
     """Why a job failed, in a few words."""
-    if code == -signal.SIGKILL or any(sign in output for sign in _OUT_OF_MEMORY):
+    if code == 128 + signal.SIGKILL or any(sign in output for sign in _OUT_OF_MEMORY):
         return "out of memory"
     if code == 0:
         return "the script ended before the trial did: too few updates"

@@ -1,9 +1,10 @@
 """Starts jobs of several ranks: on this machine, by ssh, elastic."""
 
+from gsnr_tf.launch.background import Background
 from gsnr_tf.launch.hosts import CannotStart
 from gsnr_tf.launch.job import Job
 
-__all__ = ["CannotStart", "Job", "on_ranks"]
+__all__ = ["Background", "CannotStart", "Job", "on_ranks"]
 
 
 def on_ranks(number, module, arguments):

@@ -19,7 +19,7 @@ from gsnr_tf.launch.hosts import CannotStart
 _SECONDS = 60
 _CONNECT_SECONDS = 15
 _MANY = 64  # connections at once
-_INSTALL = "bash horovod_scripts/install_horovod.sh"
+_INSTALL = "gsnr-tf install-horovod"
 
 
 def is_local(host):
@@ -161,7 +161,7 @@ def table(versions):
     Args:
         versions: Dict of a host's name and a dict of names and versions.
     """
-    groups = {}
+    groups: dict[tuple, list] = {}
     for host, own in versions.items():
         groups.setdefault(tuple(own.values()), []).append(host)
     grid = Table(box=None, pad_edge=False)

@@ -15,10 +15,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gsnr_tf.comm import horovod
 from gsnr_tf.launch import probe
 
-_INSTALL = "bash horovod_scripts/install_horovod.sh"
+_INSTALL = "gsnr-tf install-horovod"
 _TENSORFLOWS = ("tensorflow", "tensorflow_cpu")
 # Settings that change how a job runs, and are forgotten easily.
 _SETTINGS = re.compile(
@@ -33,6 +32,8 @@ def facts():
     Nothing of Horovod is needed: `horovod_error` says what keeps it from working.
     """
     import tensorflow as tf
+
+    from gsnr_tf.comm import horovod
 
     found = probe.report()
     try:

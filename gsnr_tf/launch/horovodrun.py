@@ -39,7 +39,7 @@ def replace(module, name, new):
     if not hasattr(module, name):
         raise SystemExit(
             f"{module.__name__} has no {name}: this is not the Horovod that gsnr_tf "
-            "knows (0.28.1). Install it with horovod_scripts/install_horovod.sh."
+            "knows (0.28.1). Install it with gsnr-tf install-horovod."
         )
     old = getattr(module, name)
     setattr(module, name, new)

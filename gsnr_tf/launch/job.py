@@ -12,7 +12,6 @@ from pathlib import Path
 from gsnr_tf.launch import check, hosts, supervise
 from gsnr_tf.launch.hosts import CannotStart
 from gsnr_tf.launch.output import Output
-from gsnr_tf.resilience.preemption import EXIT_CODE
 
 _GRACE = 30.0  # seconds that ranks have to end in good order
 _HOROVODRUN = str(Path(__file__).with_name("horovodrun.py"))
@@ -42,6 +41,9 @@ class Job:
         grace: Float, seconds that ranks have from being told to end to being ended.
         max_restarts: Int, how often the job starts again when it fails, or is preempted
             while this process is not.
+        environment: Dict of variables that ranks have besides those of this process.
+        quiet: Whether nothing is shown.
+        failure: String, why the job failed; "" where it did not.
     """
 
     command: list
@@ -60,6 +62,13 @@ class Job:
     only: int | None = None
     grace: float = _GRACE
     max_restarts: int = 0
+    environment: dict | None = None
+    quiet: bool = False
+    failure: str = dataclasses.field(default="", init=False)
+    _running: "_Running | None" = dataclasses.field(
+        default=None, init=False, repr=False
+    )
+    _stopped: bool = dataclasses.field(default=False, init=False, repr=False)
 
     def validate(self):
         """Raises `CannotStart` for what cannot be; fills in `ranks`."""
@@ -130,6 +139,18 @@ class Job:
         names = list(known) if known else ["localhost"]
         check.check(names, paths, self.ssh_port, self.ssh_identity)
 
+    @property
+    def alone(self):
+        """Whether it is one process here, which needs no Horovod."""
+        return self.ranks == 1 and self.hosts is None and not self.discovery
+
+    def _process(self):
+        """The command that starts the one process of a job that is alone."""
+        options = ["--rank", "--alone", "--grace", str(self.grace)]
+        return [
+            sys.executable, supervise.__file__, *options, sys.executable, *self.command
+        ]  # fmt: skip
+
     def horovodrun(self):
         """The command that starts the ranks."""
         # --gloo: TensorFlow is not loaded once more to ask whether there is MPI.
@@ -169,18 +190,19 @@ class Job:
 
         Ctrl-C and SIGTERM tell all ranks to end, which have `grace` seconds for it. So
         does the end of this process, whatever ends it. Where ranks have saved then,
-        the exit code is `gsnr_tf.resilience.preemption.EXIT_CODE`.
+        the exit code is 75, `os.EX_TEMPFAIL`.
 
         Raises:
             CannotStart: See `validate` and `check`.
         """
         self.validate()
-        if importlib.util.find_spec("horovod") is None:
-            raise CannotStart(
-                f"There is no Horovod in {sys.prefix}. Install it with "
-                "`bash horovod_scripts/install_horovod.sh`."
-            )
-        self.check()
+        if not self.alone:
+            if importlib.util.find_spec("horovod") is None:
+                raise CannotStart(
+                    f"There is no Horovod in {sys.prefix}, which {self.ranks} ranks need. "
+                    "Install it with `gsnr-tf install-horovod`."
+                )
+            self.check()
         if self.folder:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
         for restarts in range(self.max_restarts + 1):
@@ -190,27 +212,44 @@ class Job:
             times = f"{restarts + 1} of {self.max_restarts}"
             print(f"Starts again, {times}.", file=sys.stderr)
 
+    def stop(self):
+        """Ends the job as SIGTERM would, from another thread than the one in `run`."""
+        self._stopped = True
+        if self._running is not None:
+            self._running.stop()
+
+    def _tell(self, text):
+        if not self.quiet:
+            print(text, end="", file=sys.stderr, flush=True)
+
     def _run_once(self, restarts):
         """The exit code, and whether a signal to this process has stopped the job."""
         ranks = self.max_ranks or self.ranks
-        output = Output(ranks, self.folder, self.only, append=restarts > 0)
-        with _Running(self.horovodrun(), self.grace, restarts) as running:
+        output = Output(
+            ranks, self.folder, self.only, append=restarts > 0, quiet=self.quiet
+        )
+        command = self._process() if self.alone else self.horovodrun()
+        variables = {**(self.environment or {}), "GSNR_TF_RESTARTS": str(restarts)}
+        with _Running(command, self.grace, variables, self._tell) as running:
+            self._running = running
+            if self._stopped:
+                running.stop()
             for line in running.lines():
                 output.take(line)
             code = running.wait()
         output.close()
-        stopped = bool(running.received)
+        stopped = bool(running.received) or self._stopped
         if output.preempted():
             told = " Start the same command to go on." if stopped else ""
-            print(
-                f"\nThe ranks were told to end, and have saved.{told}", file=sys.stderr
-            )
-            return EXIT_CODE, stopped
+            self._tell(f"\nThe ranks were told to end, and have saved.{told}\n")
+            return os.EX_TEMPFAIL, stopped
         if stopped:
-            print(f"\nStopped by signal {running.received}.", file=sys.stderr)
-            return 128 + running.received, stopped
+            number = running.received or signal.SIGTERM
+            self._tell(f"\nStopped by signal {number:d}.\n")
+            return 128 + number, stopped
         if code:
-            print(f"\n{output.explanation()}", end="", file=sys.stderr, flush=True)
+            self.failure = output.explanation()
+            self._tell(f"\n{self.failure}")
             return output.exit_code() or code, stopped
         return 0, stopped
 
@@ -218,13 +257,19 @@ class Job:
 class _Running:
     """A command under supervision, which ends with this process at the latest.
 
+    Args:
+        command: List of strings.
+        grace: Float, seconds that ranks have to end in good order.
+        variables: Dict, of the environment, besides those of this process.
+        tell: Function that is given what people should read.
+
     Attributes:
         received: Number of the signal that told this process to stop, or `None`.
     """
 
-    def __init__(self, command, grace, restarts):
+    def __init__(self, command, grace, variables, tell):
         self.received = None
-        self._grace = grace
+        self._grace, self._tell = grace, tell
         beside = [supervise.__file__, "--grace", str(grace + _HOROVODRUN_SECONDS)]
         self._process = subprocess.Popen(
             [sys.executable, *beside, *command],
@@ -237,12 +282,15 @@ class _Running:
             env={
                 "TF_CPP_MIN_LOG_LEVEL": "2",
                 **os.environ,
+                **variables,
                 "GSNR_TF_GRACE": str(grace),
-                "GSNR_TF_RESTARTS": str(restarts),
             },
             # Ctrl-C is for this process, which then ends the others in good order.
             start_new_session=True,
         )
+
+        assert self._process.stdout is not None
+        self._output = self._process.stdout
 
     def __enter__(self):
         # Outside of the main thread signals are somebody else's.
@@ -257,26 +305,28 @@ class _Running:
 
     def _stop(self, number, _):
         if self.received is None:
-            print(
-                f"\nEnding the ranks, which have {self._grace:g} seconds for it...",
-                file=sys.stderr,
-                flush=True,
+            self._tell(
+                f"\nEnding the ranks, which have {self._grace:g} seconds for it...\n"
             )
-            self._process.terminate()
-            timer = threading.Timer(self._grace + _OUR_SECONDS, self._process.kill)
-            timer.daemon = True
-            timer.start()
+            self.stop()
         self.received = number
 
+    def stop(self):
+        """Tells the ranks to end, and makes sure that they do."""
+        self._process.terminate()
+        timer = threading.Timer(self._grace + _OUR_SECONDS, self._process.kill)
+        timer.daemon = True
+        timer.start()
+
     def lines(self):
-        yield from self._process.stdout
+        yield from self._output
 
     def wait(self):
         return self._process.wait()
 
     def __exit__(self, *_):
         # Closed before the wait: who has no listener ends.
-        self._process.stdout.close()
+        self._output.close()
         self._process.terminate()
         self._process.wait()
         for number, handler in self._handlers.items():

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ from pathlib import Path
 from rich.console import Console
 
 from gsnr_tf.launch import supervise
-from gsnr_tf.resilience.preemption import EXIT_CODE
 
 _FROM_RANK = re.compile(r"\[(\d+)\]<(stdout|stderr)>:(.*)", re.DOTALL)
 _EXIT = re.compile(r"Process (\d+) exit with status code (\d+)\.")
@@ -85,7 +85,7 @@ class _End:
     @property
     def failed_itself(self):
         """Whether an error of its own ended it, or something nobody asked for."""
-        if self.code in (0, EXIT_CODE) or self.aftermath:
+        if self.code in (0, os.EX_TEMPFAIL) or self.aftermath:
             return False
         return self.recorded or self.traceback or not self.told
 
@@ -99,12 +99,13 @@ class Output:
             streams in one file. `None` saves none.
         only: The one rank to show, without its number. `None` shows all.
         append: Whether the files go on after what an earlier start has left there.
+        quiet: Whether nothing is shown.
     """
 
-    def __init__(self, ranks, folder=None, only=None, append=False):
+    def __init__(self, ranks, folder=None, only=None, append=False, *, quiet=False):
         self._mode = "a" if append else "w"
         self._digits = len(str(ranks - 1))
-        self._only = only
+        self._only, self._quiet = only, quiet
         self._folder = Path(folder) if folder else None
         self._files = {}
         self._consoles = {
@@ -143,7 +144,7 @@ class Output:
             self._errors[rank].append(text.rstrip("\n"))
         if self._only is None:
             self._show(stream, f"{rank:>{self._digits}}", rank, text)
-        elif rank == self._only:
+        elif rank == self._only and not self._quiet:
             self._consoles[stream].file.write(text)
             self._consoles[stream].file.flush()
 
@@ -158,6 +159,8 @@ class Output:
             self._show("stderr", "horovodrun", None, line)
 
     def _show(self, stream, name, rank, text):
+        if self._quiet:
+            return
         file = self._consoles[stream].file
         # As it is, with the escape sequences that it may have.
         end = "" if text.endswith("\n") else "\n"
@@ -180,6 +183,7 @@ class Output:
         return self._files[rank]
 
     def _path(self, kind, rank, suffix):
+        assert self._folder is not None
         return self._folder / f"{kind}-{rank:0{self._digits}}.{suffix}"
 
     def close(self):
@@ -265,7 +269,7 @@ class Output:
     def preempted(self):
         """Whether ranks were told to end and have saved, and none failed."""
         ends = self.ends()
-        return any(end.code == EXIT_CODE for end in ends) and not any(
+        return any(end.code == os.EX_TEMPFAIL for end in ends) and not any(
             end.failed_itself for end in ends
         )
 

@@ -52,7 +52,7 @@ def own_version():
             if name.endswith(".py"):
                 with open(os.path.join(path, name), "rb") as source:
                     checksum = zlib.crc32(source.read(), checksum)
-    with open(os.path.join(place, "__init__.py"), encoding="utf-8") as source:
+    with open(os.path.join(place, "_version.py"), encoding="utf-8") as source:
         found = re.search(r'^__version__ = "(.+)"', source.read(), re.MULTILINE)
     return f"{found.group(1) if found else '?'} ({checksum:08x})"
 

@@ -1,6 +1,6 @@
 """Runs a command as long as somebody listens to what it prints.
 
-    python supervise.py [--grace SECONDS] [--rank | --ssh] COMMAND ...
+    python supervise.py [--grace SECONDS] [--rank [--alone] | --ssh] COMMAND ...
 
 Stands beside every rank on its host, and beside horovodrun. An ssh connection that
 ends takes nothing with it: the command at its far end goes on, and so would ranks
@@ -12,6 +12,9 @@ cannot keep the job waiting by holding its output open. When the rank has ended,
 line on the error stream reports how: `REPORT` and a JSON object with its exit `code`,
 the `time` in seconds since 1970, whether it was told to end (`ended`), and the `error`
 or the leave that it recorded in its error file (gsnr_tf/comm/error_file.py), or null.
+
+With --alone the rank is the only one, and there is no horovodrun: its lines begin here with
+`[0]<stdout>:` or `[0]<stderr>:`, as horovodrun begins them.
 
 With --ssh the command is the ssh that starts a rank on another host. It passes no
 signal on; so when it is to end, its standard input is closed, at which the supervisor at
@@ -38,6 +41,7 @@ REPORT = "::gsnr_tf:: rank ended: "
 GRACE = 10.0  # seconds from asking a command to end to making it end
 _SSH_SECONDS = 5.0  # more than that for what comes through ssh
 _CHUNK = 1 << 16
+_LONGEST_LINE = 1 << 18  # bytes, where lines are given a start
 _PR_SET_PDEATHSIG = 1
 
 
@@ -58,17 +62,28 @@ def share_of_cores(environment):
     return {k: str(v) for k, v in defaults.items() if k not in environment}
 
 
+# Both streams of a rank that is alone lead to one pipe.
+_writing = threading.Lock()
+
+
 class _Pump(threading.Thread):
     """Passes on what the command prints, byte by byte as it comes.
+
+    Args:
+        source: File descriptor to read from until its end.
+        target: File descriptor.
+        start: Bytes that each line is to begin with; where there are any, lines are
+            passed on when they are whole.
 
     Attributes:
         at_line_start: Whether the last byte passed on was a line feed, or none was.
     """
 
-    def __init__(self, source, target):
+    def __init__(self, source, target, start=b""):
         super().__init__(daemon=True)
         self.at_line_start = True
         self._source, self._target = source, target
+        self._start, self._rest = start, b""
         self._ended, self._end = os.pipe()
         os.set_blocking(source, False)
 
@@ -87,13 +102,25 @@ class _Pump(threading.Thread):
             if not data:
                 return
             self.at_line_start = data.endswith(b"\n")
-            self.write(data)
+            self.write(self._whole_lines(data) if self._start else data)
+
+    def _whole_lines(self, data):
+        """What can be passed on with its start; a carriage return ends a line, too."""
+        lines = (self._rest + data).splitlines(keepends=True)
+        self._rest = b""
+        if not lines[-1].endswith((b"\n", b"\r")):
+            self._rest = lines.pop()
+        if len(self._rest) > _LONGEST_LINE:
+            lines.append(self._rest + b"\n")
+            self._rest = b""
+        return b"".join(self._start + line for line in lines)
 
     def write(self, data):
         """Writes all of it; drops it where nobody listens any more."""
         try:
-            while data:
-                data = data[os.write(self._target, data) :]
+            with _writing:
+                while data:
+                    data = data[os.write(self._target, data) :]
         except OSError:
             pass
 
@@ -101,6 +128,9 @@ class _Pump(threading.Thread):
         """Returns when all that the command has printed is passed on."""
         os.write(self._end, b"x")
         self.join()
+        if self._rest:
+            self.write(self._start + self._rest + b"\n")
+            self.at_line_start = True
 
 
 class _Command:
@@ -181,10 +211,10 @@ def _wait(command):
     return code if code >= 0 else 128 - code
 
 
-def _run_rank(arguments, grace):
+def _run_rank(arguments, grace, alone):
     environment = dict(os.environ)
-    if "HOROVOD_LOCAL_SIZE" in environment:
-        environment.update(share_of_cores(environment))
+    if "HOROVOD_LOCAL_SIZE" in environment or alone:
+        environment.update(share_of_cores({"HOROVOD_LOCAL_SIZE": "1", **environment}))
     with tempfile.TemporaryDirectory(prefix="gsnr_tf-") as folder:
         error_file = os.path.join(folder, "error.json")
         environment["GSNR_TF_ERROR_FILE"] = error_file
@@ -199,8 +229,12 @@ def _run_rank(arguments, grace):
         )
         if through_ssh:
             threading.Thread(target=command.end_at_end_of_input, daemon=True).start()
+        starts = (b"[0]<stdout>:", b"[0]<stderr>:") if alone else (b"", b"")
         sources = command.process.stdout, command.process.stderr
-        pumps = [_Pump(source.fileno(), at) for at, source in enumerate(sources, 1)]
+        pumps = [
+            _Pump(source.fileno(), at, start)
+            for at, (source, start) in enumerate(zip(sources, starts), 1)
+        ]
         for pump in pumps:
             pump.start()
         code = _wait(command)
@@ -208,8 +242,8 @@ def _run_rank(arguments, grace):
         report["error"] = _read(error_file)
         for pump in pumps:
             pump.finish()
-    start = "" if pumps[1].at_line_start else "\n"
-    pumps[1].write(f"{start}{REPORT}{json.dumps(report)}\n".encode())
+    start = b"" if pumps[1].at_line_start else b"\n"
+    pumps[1].write(start + starts[1] + f"{REPORT}{json.dumps(report)}\n".encode())
     return code
 
 
@@ -218,11 +252,12 @@ def main(arguments):
     parser = argparse.ArgumentParser()
     parser.add_argument("--grace", type=float, default=GRACE)
     parser.add_argument("--rank", action="store_true")
+    parser.add_argument("--alone", action="store_true")
     parser.add_argument("--ssh", action="store_true")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
     if options.rank:
-        return _run_rank(options.command, options.grace)
+        return _run_rank(options.command, options.grace, options.alone)
     if options.ssh:
         grace = options.grace + _SSH_SECONDS
         return _wait(

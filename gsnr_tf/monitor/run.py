@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gsnr_tf.stats import SOUND_SAMPLES
+from gsnr_tf._sound_samples import SOUND_SAMPLES
 
 INFO, EVENTS = "run.json", "events.jsonl"
 

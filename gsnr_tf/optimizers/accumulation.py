@@ -103,13 +103,8 @@ class AccumulatesWindows(SchedulesCountUpdates):
         """Forgets what was accumulated since the last update: a window begins anew."""
         if not self._accumulated:
             return
-<<<<<<< HEAD
         self._accumulator.restart()
-        calls, steps = int(self._iterations), int(self.accumulation_steps)
-=======
-        self._window.restart()
         calls, steps = number(self._iterations), number(self.accumulation_steps)
->>>>>>> 6c26390
         self._iterations.assign(calls // steps * steps)
 
     def _count_of_calls(self):

@@ -8,8 +8,8 @@ functions.
 import dataclasses
 import math
 
+from gsnr_tf._sound_samples import SOUND_SAMPLES
 from gsnr_tf.comm.exchange_plan import by_host_pays
-from gsnr_tf.stats import SOUND_SAMPLES
 
 # The ways to take an optimizer's step that are compared.
 # Slices go by host where that sends less through its link; FLAT tells what they would

@@ -3,9 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-# From so many samples on each of `ESTIMATORS` says something. Of fewer, the paper's r has
-# no finite expectation to speak of, even where there is nothing but noise.
-SOUND_SAMPLES = {"paper": 8, "robust": 2}
+from gsnr_tf._sound_samples import SOUND_SAMPLES as SOUND_SAMPLES
 
 
 def gsnr(mean, variance, samples):

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.processes import Process, horovodrun, python, run
+from tests.processes import Process, ranks, python, run
 
 PROGRAM = Path(__file__).with_name("leaving_rank.py")
 SAVING = Path(__file__).with_name("saving_rank.py")
@@ -145,7 +145,7 @@ def state(path):
 
 
 def test_the_model_can_be_saved_while_others_train_and_when_they_have_ended(tmp_path):
-    done = run(horovodrun(2, SAVING, tmp_path), 300)
+    done = run(ranks(2, SAVING, tmp_path), 300)
     assert done.code == 0, done.output
     assert "rank 0 of 2 leaves" in done.output and "rank 1 of 2 leaves" in done.output
     for when in ("at-3", "at-6", "at-the-end"):

@@ -2,7 +2,7 @@
 
 Starting TensorFlow on every rank takes seconds, so a test does not start its own
 ranks: `Ranks(n).run(body, *args)` sends a function to `n` waiting processes, which
-`horovodrun` started, and returns what it returned on each of them.
+`gsnr-tf run` started, and returns what it returned on each of them.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cloudpickle
 
-from tests.processes import Process, horovodrun
+from tests.processes import Process, ranks
 
 PROGRAM = Path(__file__).with_name("serve.py")
 START_SECONDS = 120
@@ -24,7 +24,7 @@ class RankFailed(AssertionError):
 
 
 class Ranks:
-    """`size` processes under one `horovodrun`, on as many of `hosts` each."""
+    """`size` processes under one launcher, on as many of `hosts` each."""
 
     def __init__(self, size, environment=None, hosts=1):
         self.size = size
@@ -33,7 +33,7 @@ class Ranks:
         self._connections = []
         host, port = self._listener.address
         self._process = Process(
-            *horovodrun(size, str(PROGRAM), host, str(port), hosts=hosts),
+            *ranks(size, str(PROGRAM), host, str(port), hosts=hosts),
             GSNR_TEST_KEY=self._key.hex(),
             HOROVOD_STALL_CHECK_TIME_SECONDS="60",
             HOROVOD_STALL_SHUTDOWN_TIME_SECONDS="200",
@@ -57,7 +57,7 @@ class Ranks:
             signal.alarm(0)
 
     def _too_late(self, *_):
-        raise RankFailed(f"horovodrun did not start {self.size} ranks:\n{self.output()}")
+        raise RankFailed(f"gsnr-tf run did not start {self.size} ranks:\n{self.output()}")
 
     def output(self):
         """The last of what the ranks have printed."""

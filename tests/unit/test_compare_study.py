@@ -71,6 +71,17 @@ def test_a_form_is_read_and_named():
     assert (optimizer.ceiling, optimizer.second_moment) == (10.0, "raw")
 
 
+def test_a_form_takes_the_arguments_that_all_optimizers_have():
+    form = parse_form("weight_decay=0.01,clipnorm=1,use_ema=true")
+    for rule in ("adam", "lamb", "momentum", "lars"):
+        contender = contenders_of(rule, [form], 8)[-1]
+        assert contender.label == "GSNR clipnorm=1 use_ema=True weight_decay=0.01"
+        made = contender.optimizer(0.1, 8)
+        assert (made.weight_decay, made.clipnorm, made.use_ema) == (0.01, 1, True)
+    slower = contenders_of("momentum", [parse_form("momentum=0.5")], 8)[-1]
+    assert slower.optimizer(0.1, 8).momentum == 0.5
+
+
 def test_k_is_part_of_a_name_where_it_is_a_form_s_own():
     forms = [parse_form(text) for text in ("ceiling=1", "k=4", "k=16")]
     labels = [contender.label for contender in contenders_of("adam", forms, 8)]
@@ -99,6 +110,8 @@ def test_a_form_is_left_out_where_a_rule_does_not_know_its_argument():
         ("ceiling", "reads name=value.*Received: 'ceiling'"),
         ("celing=3", "No GSNR optimizer has the argument 'celing'"),
         ("gamma=2", r"gamma must be in \(0, 1\]"),
+        ("k=2.5", "whole number of samples. Received: 'k=2.5'"),
+        ("learning_rate=1", "No GSNR optimizer has the argument 'learning_rate'"),
     ],
 )
 def test_a_form_that_makes_no_sense_is_refused(form, says):

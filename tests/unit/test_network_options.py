@@ -193,7 +193,7 @@ PLAN = ["plan", "--params", "350M", "--compute", "0.25", "--ranks-per-host", "8"
 
 def test_a_plan_fits_the_terminal_and_draws_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(PLAN) == 0
+    assert cli.main([*PLAN, "--plot", "plan.png"]) == 0
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80
     told = " ".join(said.split())

@@ -105,14 +105,28 @@ def test_without_slices_there_are_no_buckets_to_try():
         assert tune.buckets(job, job.batch(ranks)) == []
 
 
+def trial_of(monkeypatch, changes):
+    """The trial of a process that `gsnr-tf tune` has started."""
+    for name, value in trial.described(changes, "x").items():
+        monkeypatch.setenv(name, value)
+    return trial.Trial.of_environment()
+
+
 def test_a_trial_has_the_batch_that_it_is_told(monkeypatch):
-    told = json.dumps({"changes": {"train_batch_size": 8}, "report": "x"})
-    monkeypatch.setenv(trial.VARIABLE, told)
+    told = trial_of(monkeypatch, {"train_batch_size": 8})
     gsnr = {"gamma": 0.5, "batch_ramp": {"max_train_batch_size": 16}}
     values = {"optimizer": {"type": "GSNRSGD"}, "gsnr": gsnr}
-    found = read(values)
+    found = read(values, changes=told.changes)
+    assert found.train_batch_size == 8
     assert found.gsnr.batch_ramp is None and found.gsnr.gamma == 0.5
     assert "batch_ramp" in values["gsnr"]
+
+
+def test_only_what_starts_the_engine_asks_whether_it_is_a_trial(monkeypatch):
+    assert trial.Trial.of_environment() is None
+    trial_of(monkeypatch, {"train_batch_size": 8})
+    values = {"train_batch_size": 4, "optimizer": {"type": "SGD"}}
+    assert read(values).train_batch_size == 4
 
 
 def test_the_search_must_be_enabled():
@@ -131,13 +145,11 @@ def test_changes_reach_the_configuration_of_a_trial(monkeypatch):
         "gradient_accumulation_steps": None,
         "optimizer": {"type": "Adam"},
     }
-    told = json.dumps({"changes": changes, "report": "x"})
-    monkeypatch.setenv(trial.VARIABLE, told)
-    found = read(values)
-    assert found.batch(1) == (8, 4, 2, 1)
-    assert (found.optimizer.type, found.optimizer.params) == ("Adam", {"lr": 0.5})
-    monkeypatch.delenv(trial.VARIABLE)
-    assert read(values).batch(1) == (8, 1, 8, 1)
+    told = trial_of(monkeypatch, changes)
+    for source in (values, read(values)):
+        found = read(source, changes=told.changes)
+        assert found.batch(1) == (8, 4, 2, 1)
+        assert (found.optimizer.type, found.optimizer.params) == ("Adam", {"lr": 0.5})
 
 
 JOB = """
@@ -188,7 +200,7 @@ def test_trials_of_a_script_and_what_is_written(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "code, output, told",
     [
-        (-9, "", "out of memory"),
+        (137, "", "out of memory"),
         (
             1,
             "tensorflow...ResourceExhaustedError: OOM when allocating",

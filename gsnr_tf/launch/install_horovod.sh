@@ -1,0 +1,1 @@
+../../horovod_scripts/install_horovod.sh
