@@ -9,6 +9,7 @@ from gsnr_tf.callbacks.seeds import is_seed, separate_seeds
 from gsnr_tf.callbacks.skipped import SkippedUpdates
 from gsnr_tf.optimizers import stopping
 from gsnr_tf.optimizers.base import DistributedStep
+from gsnr_tf.optimizers.inner import inner_optimizer
 
 _log = logging.getLogger("gsnr_tf")
 
@@ -73,7 +74,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         model, optimizer = self.model, self.model.optimizer
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner = inner_optimizer(optimizer)
         if isinstance(inner, DistributedStep):
             inner.connect(self.root_rank)
             inner.share_state(self.root_rank)

@@ -15,6 +15,7 @@ from gsnr_tf.monitor.run import Run, write_info
 from gsnr_tf.monitor.sinks import Sinks
 from gsnr_tf.optimizers.exclusions import path_of
 from gsnr_tf.optimizers.gsnr import GSNROptimizer
+from gsnr_tf.optimizers.inner import inner_optimizer
 
 
 class GSNRMonitor(keras.callbacks.Callback):
@@ -53,7 +54,7 @@ class GSNRMonitor(keras.callbacks.Callback):
 
     def set_model(self, model):
         super().set_model(model)
-        self._optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        self._optimizer = inner_optimizer(model)
         if not isinstance(self._optimizer, GSNROptimizer):
             raise TypeError(
                 "GSNRMonitor records what a GSNR optimizer measures. Received: "
@@ -224,7 +225,7 @@ class GSNRMonitor(keras.callbacks.Callback):
     def _begin_measures(self):
         """Writes what is run, and begins its measures."""
         optimizer = self._optimizer
-        variables = optimizer._trainable_variables
+        variables = optimizer.trained_variables
         write_info(
             self.log_dir,
             {

@@ -8,6 +8,7 @@ import keras
 
 from gsnr_tf import comm
 from gsnr_tf.optimizers.base import DistributedStep
+from gsnr_tf.optimizers.inner import inner_optimizer
 from gsnr_tf.resilience import checkpoint
 from gsnr_tf.resilience.preemption import EXIT_CODE, Notice
 
@@ -47,7 +48,7 @@ class SaveOnPreemption(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         optimizer = self.model.optimizer
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner = inner_optimizer(optimizer)
         if not isinstance(inner, DistributedStep):
             raise ValueError(
                 "SaveOnPreemption saves the state of optimizers of this package. "
@@ -92,7 +93,7 @@ class SaveOnPreemption(keras.callbacks.Callback):
 
     def _between_updates(self):
         optimizer = self.model.optimizer
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner = inner_optimizer(optimizer)
         return inner.at_window_start
 
     def _save(self):

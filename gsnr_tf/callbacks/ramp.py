@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from gsnr_tf import comm
 from gsnr_tf.optimizers.gsnr import GSNROptimizer
+from gsnr_tf.optimizers.inner import inner_optimizer
 from gsnr_tf.stats import noise_scale
 
 _log = logging.getLogger("gsnr_tf")
@@ -109,7 +110,7 @@ class BatchSizeRamp(keras.callbacks.Callback):
 
     def set_model(self, model):
         super().set_model(model)
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        optimizer = inner_optimizer(model)
         if not isinstance(optimizer, GSNROptimizer):
             raise TypeError(
                 "BatchSizeRamp follows the noise that a GSNR optimizer measures. "

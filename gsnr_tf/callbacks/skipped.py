@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from gsnr_tf.callbacks.statistics import moving_statistics
 from gsnr_tf.optimizers.base import DistributedStep
+from gsnr_tf.optimizers.inner import inner_optimizer
 
 
 class StatisticsGuard:
@@ -18,7 +19,7 @@ class StatisticsGuard:
     """
 
     def __init__(self, model):
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        optimizer = inner_optimizer(model)
         self._optimizer = optimizer
         self._statistics = [v.value for v in moving_statistics(model)]
         self._good = [tf.Variable(v, trainable=False) for v in self._statistics]
@@ -73,7 +74,7 @@ class SkippedUpdates(keras.callbacks.Callback):
             self._begin()
 
     def _begin(self):
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        optimizer = inner_optimizer(self.model)
         if isinstance(optimizer, DistributedStep):
             if not optimizer.built:
                 self.model.optimizer.build(self.model.trainable_variables)

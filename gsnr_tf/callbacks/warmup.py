@@ -3,6 +3,7 @@
 import keras
 
 from gsnr_tf import comm
+from gsnr_tf.optimizers.inner import inner_optimizer, rate_variable
 
 _SCALINGS = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
 
@@ -47,12 +48,12 @@ class LearningRateWarmupCallback(keras.callbacks.Callback):
         self.scaling = scaling
 
     def on_train_begin(self, logs=None):
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        if not isinstance(optimizer._learning_rate, keras.Variable):
+        optimizer = inner_optimizer(self.model)
+        if rate_variable(self.model) is None:
             raise ValueError(
                 "LearningRateWarmupCallback sets the learning rate, but the optimizer "
-                f"follows {optimizer._learning_rate!r}. Give the optimizer a float, or "
-                "put the warm-up into the schedule."
+                f"follows {optimizer.get_config()['learning_rate']!r}. Give the optimizer "
+                "a float, or put the warm-up into the schedule."
             )
         ratio = self.batch_ratio
         if ratio is None:

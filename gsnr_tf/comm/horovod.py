@@ -181,7 +181,10 @@ class HorovodCommunicator(Communicator):
         return step(*values)
 
     def all_reduce(self, tensor, name):
-        return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=name, **_OUR_NAME)
+        add = functools.partial(
+            self._hvd.allreduce, op=self._hvd.Sum, name=name, **_OUR_NAME
+        )
+        return self._issue(add, tensor)
 
     def bounds(self, rows):
         """Where each shard begins, and, last, the number of rows."""
@@ -216,9 +219,13 @@ class HorovodCommunicator(Communicator):
             sizes = [stop - start for start, stop in zip(cuts, cuts[1:])]
             parts = [part for own in tf.split(vector, sizes) for part in (own, *rider)]
             vector = tf.concat(parts, axis=0)
-        wire = _on_the_wire(vector)
-        received, _ = self._hvd.alltoall(wire, splits=splits, name=name, **_OUR_NAME)
-        received = tf.bitcast(received, vector.dtype)
+
+        def exchange(vector):
+            wire = _on_the_wire(vector)
+            received, _ = self._hvd.alltoall(wire, splits=splits, name=name, **_OUR_NAME)
+            return tf.bitcast(received, vector.dtype)
+
+        received = self._issue(exchange, vector)
         received = tf.reshape(received, [len(stage.ranks), splits[self.rank]])
         if weight is None:
             return received
@@ -234,8 +241,12 @@ class HorovodCommunicator(Communicator):
             bounds: Where each shard begins, and, last, where the last one ends.
             name: As for `all_reduce`.
         """
-        joined = self._hvd.allgather(_on_the_wire(shard), name=name, **_OUR_NAME)
-        joined = tf.ensure_shape(tf.bitcast(joined, shard.dtype), [bounds[-1]])
+
+        def gather(shard):
+            joined = self._hvd.allgather(_on_the_wire(shard), name=name, **_OUR_NAME)
+            return tf.bitcast(joined, shard.dtype)
+
+        joined = tf.ensure_shape(self._issue(gather, shard), [bounds[-1]])
         return self._in_order_of_shards(joined, bounds)
 
     def _in_order_of_shards(self, joined, bounds):

@@ -13,9 +13,9 @@ from gsnr_tf import launch
 from gsnr_tf.benchmarks import report, sandbox
 from gsnr_tf.commands import argument_types
 from gsnr_tf.commands.argument_types import delay, elements, positive
+from gsnr_tf.rules import registry
 
 HELP = "what things cost, side by side"
-RULES = ("lamb", "adam", "momentum", "lars")
 
 
 def add_arguments(parser):
@@ -47,7 +47,7 @@ def _add_step(add):
     add("--np", type=int, nargs="+", default=[2], help="numbers of ranks")
     add("--params", type=elements, default="8M", help="parameters")
     add("--tensors", type=int, default=12, help="in how many tensors")
-    add("--rule", choices=RULES, default="lamb")
+    add("--rule", choices=registry.BY_NAME, default="lamb")
     add("--rounds", type=int, default=15, help="turns of each contender")
     add(
         "--dtypes",

@@ -9,16 +9,9 @@ from pathlib import Path
 import rich
 
 from gsnr_tf.commands.argument_types import elements, positive, whole
+from gsnr_tf.rules import registry
 
 HELP = "what to expect of more workers"
-
-# Numbers of state for each parameter (GSNR, plain), and short sums of a sharded step.
-OPTIMIZERS = {
-    "lamb": (3, 2, 2),
-    "lars": (1, 1, 2),
-    "adam": (3, 2, 1),
-    "momentum": (1, 1, 1),
-}
 
 
 def add_arguments(parser):
@@ -27,7 +20,7 @@ def add_arguments(parser):
         return parser.add_argument(name, type=kind, default=default, help=shown, **more)
 
     add("--params", elements, "100M", "parameters of the model")
-    add("--optimizer", str, "lamb", "which form", choices=OPTIMIZERS)
+    add("--optimizer", str, "lamb", "which form", choices=registry.BY_NAME)
     add("--compute", positive, None, "seconds of a forward and a backward pass")
     add("--examples-per-second", positive, None, "of one worker; with --batch")
     add("--batch", whole, None, "examples of one worker in a step")
@@ -62,14 +55,15 @@ def _settings(args):
     """The job and the cluster."""
     from gsnr_tf.planning import cost
 
-    slots, plain_slots, sums = OPTIMIZERS[args.optimizer]
+    row = registry.BY_NAME[args.optimizer]
+    slots, plain_slots = row.slots
     job = cost.Job(
         parameters=args.params,
         compute=_compute(args),
         buckets=args.buckets,
         slots=slots,
         plain_slots=plain_slots,
-        sums=sums,
+        sums=row.sums,
     )
     cluster = cost.Cluster(
         hosts=1,

@@ -44,7 +44,7 @@ class Trainer:
         # Horovod's collectives have no XLA kernels.
         self._model.compile(optimizer=optimizer, loss=task.loss, jit_compile=False)
         optimizer.build(self._model.trainable_variables)
-        self._fresh_state = [state.numpy() for state in optimizer.whole_state()]
+        self._fresh_state = [state.numpy() for state in optimizer.full_state()]
         self._train = tf.nest.map_structure(tf.constant, tuple(data.train))
         self._update = tf.function(self._update_by_all_samples, autograph=False)
         self._update(self._own(np.arange(batch) % data.train.rows))
@@ -110,7 +110,7 @@ class Trainer:
         for variable, value in zip(self._model.variables, fresh.variables, strict=True):
             variable.assign(value)
         optimizer = self._model.optimizer
-        for variable, value in zip(optimizer.whole_state(), self._fresh_state, strict=True):
+        for variable, value in zip(optimizer.full_state(), self._fresh_state, strict=True):
             variable.assign(value)
         optimizer.reset_window()
         self._peak.assign(learning_rate)

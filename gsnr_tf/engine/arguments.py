@@ -3,6 +3,7 @@
 from gsnr_tf._sound_samples import SOUND_SAMPLES
 from gsnr_tf.engine import deepspeed, signatures
 from gsnr_tf.engine.errors import nearest
+from gsnr_tf.rules import registry
 
 # What the configuration decides in keys of its own.
 _ELSEWHERE = {
@@ -204,8 +205,8 @@ def check_together(config):
         if value and not rule.gsnr:
             raise ValueError(
                 f"{key}={value!r} needs an optimizer of the GSNR family, and "
-                f"{rule.name} is Keras' own. Take GSNRSGD, GSNRAdam, GSNRLars or "
-                "GSNRLamb with gsnr.gamma 1 and gsnr.ceiling 1, which are the plain "
+                f"{rule.name} is Keras' own. Take one of "
+                f"{', '.join(registry.BY_OPTIMIZER)} with gsnr.gamma 1 and gsnr.ceiling 1, which are the plain "
                 f"rules, or leave {key} out."
             )
     if config.gradient_clipping and {"clipnorm", "clipvalue"} & set(

@@ -15,15 +15,13 @@ import time
 import tensorflow as tf
 
 PHASES = ("forward", "backward", "communication", "update")
-# Methods of a communicator that wait for other ranks.
-_COLLECTIVES = ("all_reduce", "scatter_samples", "all_gather_shards")
 
 
 class Breakdown:
     """Times one model's train steps, from its making on.
 
-    Make it before the train step is traced. It replaces `compute_loss` of the model,
-    `apply` of its optimizer and the collectives of its communicator by timed ones.
+    Make it before the train step is traced. It replaces `compute_loss` of the model and
+    `apply` of its optimizer by timed ones, and observes its communicator.
 
     Args:
         model: A compiled `keras.Model` whose optimizer is built.
@@ -38,10 +36,7 @@ class Breakdown:
         self._loss_there, self._gradients_there, self._waited, self._until = clocks
         model.compute_loss = self._timed_loss(model.compute_loss)
         model.optimizer.apply = self._timed_apply(model.optimizer.apply)
-        for name in _COLLECTIVES:
-            if hasattr(communicator, name):
-                timed = self._timed_collective(getattr(communicator, name))
-                setattr(communicator, name, timed)
+        communicator.observer = self._time_collective
         self.restart()
 
     def restart(self):
@@ -84,21 +79,17 @@ class Breakdown:
 
         return timed
 
-    def _timed_collective(self, collective):
-        @functools.wraps(collective)
-        def timed(tensor, *args, **kwargs):
-            began = _clock_after(tensor)
-            with tf.control_dependencies([began]):
-                tensor = tf.identity(tensor)
-            result = collective(tensor, *args, **kwargs)
-            ended = _clock_after(result)
-            # Of collectives side by side, the time that others have not counted.
-            alone = ended - tf.maximum(began, self._until)
-            self._waited.assign_add(tf.maximum(alone, 0.0))
-            self._until.assign(tf.maximum(self._until, ended))
-            return result
-
-        return timed
+    def _time_collective(self, collective, tensor):
+        began = _clock_after(tensor)
+        with tf.control_dependencies([began]):
+            tensor = tf.identity(tensor)
+        result = collective(tensor)
+        ended = _clock_after(result)
+        # Of collectives side by side, the time that others have not counted.
+        alone = ended - tf.maximum(began, self._until)
+        self._waited.assign_add(tf.maximum(alone, 0.0))
+        self._until.assign(tf.maximum(self._until, ended))
+        return result
 
 
 def _clock_after(*values):

@@ -24,6 +24,7 @@ from gsnr_tf.engine.precision import set_precision
 from gsnr_tf.engine.progress import Progress, UpdateCallback
 from gsnr_tf.engine.trial import Trial
 from gsnr_tf.engine.updates import Updates
+from gsnr_tf.optimizers.inner import inner_optimizer
 from gsnr_tf.resilience import checkpoint
 
 
@@ -99,7 +100,7 @@ class Engine:
         self.optimizer = model.optimizer
         self.config = config
         self._comm = communicator
-        self._inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        self._inner = inner_optimizer(self.optimizer)
         self._updates = Updates(model, config, batch)
         self.optimizer.build(model.trainable_variables)
         self._updates.begin()
@@ -111,7 +112,7 @@ class Engine:
         if training_data is not None:
             self._data = self._examples(training_data)
         self._next = None
-        self._progress = Progress(self, self._inner._comm, trial)
+        self._progress = Progress(self, self._inner.comm, trial)
 
     # ---- training ---------------------------------------------------------------
 

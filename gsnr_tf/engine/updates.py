@@ -1,6 +1,7 @@
 """How many examples the updates of a job have, where the batch grows."""
 
 from gsnr_tf.callbacks import BatchSizeRamp
+from gsnr_tf.optimizers.inner import inner_optimizer
 from gsnr_tf.resilience import CheckpointError
 
 # Updates from look to look, where nothing else is asked for.
@@ -24,7 +25,7 @@ class Updates:
     def __init__(self, model, config, batch):
         self.first = self.batch = batch
         self._model = model
-        self._inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        self._inner = inner_optimizer(model)
         self._ramp = _ramp(config, batch)
         self.grows = self._ramp is not None
         # Updates and examples when this batch began.

@@ -6,6 +6,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from gsnr_tf.monitor.estimate import Estimate, noise_of
+from gsnr_tf.rules import registry
 from gsnr_tf.stats import noise_scale
 
 # Less than this, and the interval itself is not to be trusted.
@@ -15,8 +16,6 @@ _WIDEST = 4.0
 # What is paid for speed: this many times the worker-seconds of the same training now.
 # A training at the critical batch pays twice the least.
 DEAREST = 1.5
-# Rules whose steps have the length of the gradient; the others divide it out.
-_GRADIENT_STEPS = ("GSNRSGD", "GSNRLars")
 
 
 class TooLittleData(ValueError):
@@ -260,7 +259,8 @@ def _rate(run, batch, target):
     """By what the learning rate is multiplied, and why."""
     ratio = target / batch
     optimizer = run.info["optimizer"]
-    if optimizer not in _GRADIENT_STEPS:
+    row = registry.of(optimizer)
+    if row is None or row.rate_scaling == registry.SQUARE_ROOT:
         return math.sqrt(ratio), f"square root of {ratio:g}, usual for {optimizer}"
     noise = noise_of(run)
     trace, signal = noise.trace[-1], noise.signal[-1]

@@ -1,5 +1,6 @@
 """Accumulation as an optimizer shows it: windows of micro-batches between updates."""
 
+import numpy as np
 import tensorflow as tf
 
 from gsnr_tf.optimizers.accumulator import GradientAccumulator
@@ -88,11 +89,11 @@ class AccumulatesWindows(SchedulesCountUpdates):
         calls = tf.convert_to_tensor(self._iterations)
         return calls // tf.cast(self.accumulation_steps, calls.dtype)
 
-    def whole_state(self):
+    def full_state(self):
         window = self._accumulator.weight if self._accumulated else None
-        return [variable for variable in self._all_state() if variable is not window]
+        return [variable for variable in self.all_state() if variable is not window]
 
-    def _all_state(self):
+    def all_state(self):
         """State as `self.variables` has it: the weight of the window is among it."""
         return self.variables
 
@@ -107,10 +108,35 @@ class AccumulatesWindows(SchedulesCountUpdates):
         calls, steps = number(self._iterations), number(self.accumulation_steps)
         self._iterations.assign(calls // steps * steps)
 
-    def _count_of_calls(self):
+    @property
+    def count_of_calls(self):
+        """Variable: calls that count so far, a whole number of windows between updates."""
         return self._iterations
 
-    def _alone(self):
+    @property
+    def calls_in_window(self):
+        """Int, how many micro-batches are accumulated since the last update."""
+        return number(self._iterations) % number(self.accumulation_steps)
+
+    def set_updates(self, updates):
+        """Makes it the count of updates so far, with nothing accumulated.
+
+        Args:
+            updates: Int.
+        """
+        for variable in self.window_state():
+            variable.assign(np.zeros(variable.shape))
+        self._iterations.assign(updates * number(self.accumulation_steps))
+
+    def division_state(self):
+        """State that depends on how an update is divided into micro-batches: the count of
+        calls, the size of the window, progress of a schedule, and what is accumulated."""
+        own = [self._iterations, self._window_size, *self.schedule_variables()]
+        return [*(v for v in own if v is not None), *self.window_state()]
+
+    @property
+    def is_alone(self):
+        """Whether a single worker brings gradients, as far as is known."""
         return self._comm is not None and self._comm.workers == 1
 
     @property

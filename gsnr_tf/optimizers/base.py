@@ -94,6 +94,11 @@ class DistributedStep(
     # ---- what one may ask ---------------------------------------------------------
 
     @property
+    def trained_variables(self):
+        """List of the variables that it updates, in order."""
+        return list(self._trainable_variables)
+
+    @property
     def skipped_steps(self):
         """Scalar int64 tensor: updates that all workers dropped together because
         the reduced gradient was not finite."""

@@ -258,11 +258,11 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
         if self._partitioned_slots is not None:
             self._partitioned_slots.share(self._comm, root)
 
-    def _all_state(self):
+    def all_state(self):
         if not self.built or self._partitioned_slots is None:
-            return super()._all_state()
+            return super().all_state()
         views = [view for views in self._slots.values() for view in views]
-        state = super()._all_state()
+        state = super().all_state()
         return [*state[: self._first_slot], *views, *state[self._first_slot :]]
 
     def get_config(self):

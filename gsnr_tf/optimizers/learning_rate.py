@@ -58,6 +58,10 @@ class SchedulesCountUpdates:
         """Whether the rate comes from a schedule, or a function: there is none to set."""
         return not isinstance(self._learning_rate, keras.Variable)
 
+    def schedule_variables(self):
+        """The variables of a schedule whose batch may change; usually none."""
+        return [v for v in (self._progress, self._rate_factor) if v is not None]
+
     @property
     def schedule_step(self):
         """Scalar int64, what a schedule sees: updates so far, without those that were

@@ -101,6 +101,11 @@ class MeetsWorkers:
         self._connected = False
 
     @property
+    def comm(self):
+        """The `Communicator` of workers that have met, else `None`."""
+        return self._comm
+
+    @property
     def header(self):
         """The `UpdateHeader` of ranks that have met, else `None`."""
         return self._header

@@ -10,12 +10,12 @@ _READ_BY_PYTHON = ("_accumulated", "_slots")
 
 
 class WholeState:
-    """What Keras stores of an optimizer, in terms of `whole_state`.
+    """What Keras stores of an optimizer, in terms of `full_state`.
 
     Stands before Keras' class in the order of base classes.
     """
 
-    def whole_state(self):
+    def full_state(self):
         """All state that means the same for any number of workers and micro-batches:
         variables, or what reads and is assigned like them; the count of calls is one."""
         return self.variables
@@ -39,19 +39,19 @@ class WholeState:
         only one writes, and knows its own share alone, so that training goes on from the
         last update.
         """
-        for index, variable in enumerate(self.whole_state()):
+        for index, variable in enumerate(self.full_state()):
             store[str(index)] = variable.numpy()
         store[_STEPS] = np.asarray(int(self.accumulation_steps), "int64")
-        if self.window_state() and not self.at_window_start and self._alone():
+        if self.window_state() and not self.at_window_start and self.is_alone:
             for index, variable in enumerate(self.window_state()):
                 store[_WINDOW.format(index)] = variable.numpy()
 
     def load_own_variables(self, store):
         """Takes what `save_own_variables` stored, or warns that it does not fit."""
-        state, saved = self.whole_state(), _numbered(store)
+        state, saved = self.full_state(), _numbered(store)
         if _STEPS not in store.keys() and self.window_state():
             # Version 0.1 saved the window among the state, and its vectors behind it.
-            state = self._all_state()
+            state = self.all_state()
             saved = saved[: len(state)]
         if len(saved) != len(state):
             reason = "" if self.built else " It has not been built yet."
@@ -72,18 +72,18 @@ class WholeState:
         before = int(np.asarray(store[_STEPS])) if _STEPS in store.keys() else now
         window = self.window_state()
         names = [_WINDOW.format(index) for index in range(len(window))]
-        if before == now and self._alone() and names and all(n in store.keys() for n in names):
+        if before == now and self.is_alone and names and all(n in store.keys() for n in names):
             for variable, name in zip(window, names):
                 variable.assign(store[name])
             return
         for variable in window:
             variable.assign(np.zeros(variable.shape))
-        calls = self._count_of_calls()
+        calls = self.count_of_calls
         calls.assign(int(calls.numpy()) // before * now)
 
 
 def _numbered(store):
-    """The values of `whole_state`, in order."""
+    """The values of `full_state`, in order."""
     numbers = sorted(int(key) for key in store.keys() if str(key).isdigit())
     return [store[str(number)] for number in numbers]
 

@@ -12,6 +12,7 @@ import sys
 import keras
 
 from gsnr_tf.optimizers.base import DistributedStep
+from gsnr_tf.optimizers.inner import inner_optimizer
 
 _WISH, _EPOCH_ENDS = "_gsnr_tf_wants_to_stop", "_gsnr_tf_epoch_ends"
 
@@ -24,7 +25,7 @@ def _header(model):
 
 def _optimizer(model):
     optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = inner_optimizer(optimizer)
     return optimizer if isinstance(optimizer, DistributedStep) else None
 
 

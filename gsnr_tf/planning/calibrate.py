@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from gsnr_tf.planning import cost
+from gsnr_tf.rules import registry
 
 # Names in the measurements, and in the model.
 _SCHEMES = {"keras": cost.PLAIN, "none": cost.WHOLE, "slices": cost.SLICES}
@@ -72,7 +73,7 @@ def _predict(answer, scheme, costs, latency, headers):
     )
     job = cost.Job(
         parameters=answer["elements"],
-        sums=2 if answer["rule"] in ("lamb", "lars") else 1,
+        sums=registry.BY_NAME[answer["rule"]].sums,
     )
     # Ranks that share a core take turns.
     factor = max(1.0, answer["ranks"] / answer["cores"])

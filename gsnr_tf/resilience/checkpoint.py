@@ -9,9 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-import numpy as np
-
 from gsnr_tf import comm
+from gsnr_tf.optimizers.inner import inner_optimizer
 from gsnr_tf.resilience import checkpoint_fit, folder_lock, job_state
 from gsnr_tf.resilience.checkpoint_files import CheckpointError, check_tag, locate
 from gsnr_tf.resilience.checkpoint_read import read
@@ -81,12 +80,12 @@ def save(folder, tag, model, communicator, counters, client_state):
             return []
         arrays = job_state.arrays(model)
         about = {
-            "optimizer": type(job_state.inner(model)).__name__,
+            "optimizer": type(inner_optimizer(model)).__name__,
             "settings": job_state.settings(model),
             "trained": [v.path for v in model.trainable_variables],
             "rate": job_state.name_of_rate(model),
             "updates": int(model.optimizer.iterations),
-            "schedule": job_state.inner(model).schedule_state(),
+            "schedule": inner_optimizer(model).schedule_state(),
             "counters": counters,
             "client_state": client_state,
         }
@@ -200,11 +199,8 @@ def _restore(model, stored, pairs, wanted):
     for variable, value in pairs:
         variable.assign(value())
     if wanted.optimizer:
-        for variable in job_state.window(model):
-            variable.assign(np.zeros(variable.shape))
-        optimizer = job_state.inner(model)
-        steps = int(optimizer.accumulation_steps)
-        optimizer._iterations.assign(stored.about["updates"] * steps)
+        optimizer = inner_optimizer(model)
+        optimizer.set_updates(stored.about["updates"])
         if stored.about.get("schedule"):
             optimizer.restore_schedule(**stored.about["schedule"])
         if own_rate is not None and not wanted.rate:

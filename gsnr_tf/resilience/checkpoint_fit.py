@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from gsnr_tf.optimizers.inner import inner_optimizer
 from gsnr_tf.resilience import job_state, names
 from gsnr_tf.resilience.checkpoint_files import CheckpointError
 
@@ -45,7 +46,7 @@ def other_rate_kind(model, stored):
 
 
 def _optimizer_pairs(model, stored, own, variables):
-    rule = type(job_state.inner(model)).__name__
+    rule = type(inner_optimizer(model)).__name__
     if stored.about["optimizer"] != rule:
         raise CheckpointError(
             f"The checkpoint is of the optimizer {stored.about['optimizer']}, the job's"

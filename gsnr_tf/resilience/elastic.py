@@ -12,6 +12,7 @@ import tensorflow as tf
 from gsnr_tf import comm
 from gsnr_tf.comm import elastic
 from gsnr_tf.optimizers.base import DistributedStep
+from gsnr_tf.optimizers.inner import inner_optimizer
 
 
 def elastic_run(train):
@@ -83,7 +84,7 @@ class ElasticState:
         self.epoch = self.batch = 0
         self.check_hosts = None
         self._saved = None
-        self._optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        self._optimizer = inner_optimizer(model)
         if not isinstance(self._optimizer, DistributedStep):
             raise TypeError(
                 f"{type(self._optimizer).__name__} trains every rank on its own under "
@@ -192,7 +193,7 @@ class ElasticState:
     def _state(self):
         """What all ranks have alike; random seeds stay each rank's own."""
         own = [v for v in self.model.variables if "seed_generator_state" not in v.path]
-        return [*own, *self.model.optimizer.whole_state()]
+        return [*own, *self.model.optimizer.full_state()]
 
 
 class _Progress(keras.callbacks.Callback):

@@ -3,10 +3,10 @@
 import json
 import random
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from gsnr_tf.optimizers.inner import inner_optimizer, rate_variable
 from gsnr_tf.resilience.array_file import DTYPES, Array
 from gsnr_tf.resilience.checkpoint_files import CheckpointError
 
@@ -21,11 +21,6 @@ _DIVISION = {
 }
 
 
-def inner(model):
-    """The model's optimizer, without the loss scaling around it."""
-    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
-
-
 def variables(model):
     """Dict of the lists of what a checkpoint keeps, by group, in a fixed order.
 
@@ -34,21 +29,10 @@ def variables(model):
     how an update is divided into micro-batches, and what a window has accumulated, which
     is nothing between updates. Left out of the model's are random seeds, which are each rank's own.
     """
-    optimizer = inner(model)
-    left_out = [optimizer._iterations, optimizer._window_size, *window(model)]
-    left_out += [optimizer._progress, optimizer._rate_factor]
-    left_out = {id(variable) for variable in left_out}
-    state = [v for v in model.optimizer.whole_state() if id(v) not in left_out]
+    left_out = {id(variable) for variable in inner_optimizer(model).division_state()}
+    state = [v for v in model.optimizer.full_state() if id(v) not in left_out]
     weights = [variable for variable in model.variables if not _is_seed(variable)]
     return {"weights": weights, "optimizer": state}
-
-
-def window(model):
-    """What the optimizer has accumulated since the last update."""
-    optimizer = inner(model)
-    if not optimizer._accumulated:
-        return []
-    return [optimizer._window.weight, *optimizer._accumulated]
 
 
 def arrays(model):
@@ -66,8 +50,7 @@ def path(array):
 
 def rate(model):
     """The variable of a learning rate that is no schedule, else `None`."""
-    found = inner(model)._learning_rate
-    return found if isinstance(found, keras.Variable) else None
+    return rate_variable(model)
 
 
 def name_of_rate(model):
@@ -79,7 +62,7 @@ def name_of_rate(model):
 
 def settings(model):
     """The optimizer's arguments as JSON, by name: those that change results."""
-    config = inner(model).get_config()
+    config = inner_optimizer(model).get_config()
     if rate(model) is not None:
         # It is state.
         config.pop("learning_rate", None)
@@ -96,9 +79,8 @@ def settings(model):
 
 def check_between_updates(model):
     """Raises in the middle of an update, of which nothing can be saved."""
-    optimizer = inner(model)
-    steps = int(optimizer.accumulation_steps)
-    within = int(optimizer._iterations) % steps
+    optimizer = inner_optimizer(model)
+    steps, within = int(optimizer.accumulation_steps), optimizer.calls_in_window
     if within:
         raise CheckpointError(
             f"{within} of the {steps} micro-batches of an update are done. Save between"

@@ -77,7 +77,7 @@ class LossScaleOptimizer(WholeState, _KerasLossScaleOptimizer):
         """See `DistributedStep.apply_gradients`; gradients are of the scaled loss."""
         gradients, variables = zip(*grads_and_vars)
         self.apply(gradients, variables, examples=examples)
-        return self.inner_optimizer._iterations
+        return self.inner_optimizer.count_of_calls
 
     def apply(self, grads, trainable_variables=None, examples=None):
         if not self.built:
@@ -104,11 +104,11 @@ class LossScaleOptimizer(WholeState, _KerasLossScaleOptimizer):
 
     # ---- state: own, then the inner optimizer's -----------------------------------
 
-    def whole_state(self):
-        return [*self._variables, *self.inner_optimizer.whole_state()]
+    def full_state(self):
+        return [*self._variables, *self.inner_optimizer.full_state()]
 
-    def _all_state(self):
-        return [*self._variables, *self.inner_optimizer._all_state()]
+    def all_state(self):
+        return [*self._variables, *self.inner_optimizer.all_state()]
 
     def window_state(self):
         return self.inner_optimizer.window_state()
@@ -127,11 +127,13 @@ class LossScaleOptimizer(WholeState, _KerasLossScaleOptimizer):
         """See `DistributedStep.accumulation_steps`."""
         return self.inner_optimizer.accumulation_steps
 
-    def _count_of_calls(self):
-        return self.inner_optimizer._count_of_calls()
+    @property
+    def count_of_calls(self):
+        return self.inner_optimizer.count_of_calls
 
-    def _alone(self):
-        return self.inner_optimizer._alone()
+    @property
+    def is_alone(self):
+        return self.inner_optimizer.is_alone
 
     def _rescale(self, skipped, updated):
         counter = self.step_counter + tf.cast(updated, self.step_counter.dtype)

@@ -21,6 +21,7 @@ class Row:
         keras: Name of its base optimizer in `keras.optimizers`, or `None`.
         arguments: Dict of what both are given.
         slots: Ints: numbers of state for each parameter, of ours and of the base.
+        adapts: Whether it has a trust ratio.
         rate_scaling: `SQUARE_ROOT` or `GAIN`.
         learning_rate: A usual one, with which a search begins.
     """
@@ -29,9 +30,15 @@ class Row:
     optimizer: str
     keras: str | None
     slots: tuple
+    adapts: bool
     rate_scaling: str
     learning_rate: float
     arguments: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def sums(self):
+        """How many short allreduces a sharded update takes: one more for norms."""
+        return 2 if self.adapts else 1
 
     @property
     def optimizer_class(self):
@@ -47,12 +54,12 @@ class Row:
 
 
 ROWS = (
-    Row("adam", "GSNRAdam", "Adam", (3, 2), SQUARE_ROOT, 0.003),
-    Row("lamb", "GSNRLamb", "Lamb", (3, 2), SQUARE_ROOT, 0.01),
-    Row("nadam", "GSNRNadam", "Nadam", (3, 2), SQUARE_ROOT, 0.003),
-    Row("momentum", "GSNRSGD", "SGD", (1, 1), GAIN, 0.1, {"momentum": 0.9}),
+    Row("adam", "GSNRAdam", "Adam", (3, 2), False, SQUARE_ROOT, 0.003),
+    Row("lamb", "GSNRLamb", "Lamb", (3, 2), True, SQUARE_ROOT, 0.01),
+    Row("nadam", "GSNRNadam", "Nadam", (3, 2), False, SQUARE_ROOT, 0.003),
+    Row("momentum", "GSNRSGD", "SGD", (1, 1), False, GAIN, 0.1, {"momentum": 0.9}),
     # Keras has no LARS.
-    Row("lars", "GSNRLars", None, (1, 1), GAIN, 3.0),
+    Row("lars", "GSNRLars", None, (1, 1), True, GAIN, 3.0),
 )
 BY_NAME = {row.name: row for row in ROWS}
 BY_OPTIMIZER = {row.optimizer: row for row in ROWS}

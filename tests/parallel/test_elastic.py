@@ -29,7 +29,7 @@ def lost_and_found(sharding, policy):
 
     def now():
         state = [v for v in model.variables if "seed_generator_state" not in v.path]
-        return [v.numpy() for v in [*state, *model.optimizer.whole_state()]]
+        return [v.numpy() for v in [*state, *model.optimizer.full_state()]]
 
     state.sync()
     model.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0)

@@ -282,7 +282,7 @@ def loaded_alone(folder):
         model = keras.models.load_model(path)
         model.evaluate(x, x[:, :1], verbose=0)
         model.save(f"{folder}/again.keras")
-    state = [v.numpy() for v in model.optimizer.whole_state()]
+    state = [v.numpy() for v in model.optimizer.full_state()]
     broadcast = BroadcastGlobalVariablesCallback()
     if gsnr_tf.rank() == 1:
         # As a rank does that has nothing yet.
@@ -310,7 +310,7 @@ def test_a_model_of_two_ranks_loads_in_one_process(on_ranks, tmp_path):
     (state, _, _), _ = on_ranks(2, loaded_alone, str(tmp_path))
     # Not in a job: this process is no rank, and has one sample only.
     model = keras.models.load_model(tmp_path / "model.keras")
-    found = [v.numpy() for v in model.optimizer.whole_state()]
+    found = [v.numpy() for v in model.optimizer.full_state()]
     assert len(found) == len(state)
     for one, other in zip(found, state):
         np.testing.assert_array_equal(one, other)

@@ -251,9 +251,9 @@ def saved_by_one(folder, ranks_that_save):
     for seed in range(4):
         update(model, seed)
         if seed == 1 and gsnr_tf.rank() in ranks_that_save:
-            saved = whole_state(model)
+            saved = full_state(model)
             model.save(f"{folder}/{gsnr_tf.rank()}.keras")
-    return saved, whole_state(model)
+    return saved, full_state(model)
 
 
 def test_one_rank_may_save_while_the_others_train_on(on_ranks, tmp_path):
@@ -280,7 +280,7 @@ def asked_at_the_wrong_time():
     if gsnr_tf.rank() == 0:
         slots._served.count.assign_add(1)  # as if it had gone on without the other
         try:
-            whole_state(model)
+            full_state(model)
         except RuntimeError as error:
             return str(error)
     import time
@@ -318,7 +318,7 @@ def update(model, seed):
     model.fit(x, x[:, :1], verbose=0)
 
 
-def whole_state(model):
+def full_state(model):
     store = {}
     model.optimizer.save_own_variables(store)
     numbers = sorted(int(key) for key in store if key.isdigit())
@@ -337,9 +337,9 @@ def save(folder, sharding, float16):
     path = f"{folder}/{gsnr_tf.rank()}"
     model.save(f"{path}.keras")
     tf.train.Checkpoint(model=model, optimizer=model.optimizer).write(f"{path}.tf")
-    saved = whole_state(model)
+    saved = full_state(model)
     update(model, 2)
-    return saved, whole_state(model)
+    return saved, full_state(model)
 
 
 def load(folder, sharding, float16):
@@ -356,14 +356,14 @@ def load(folder, sharding, float16):
             saved = keras.models.load_model(f"{path}.keras")
             keras.config.set_dtype_policy("float32")
             model.set_weights(saved.get_weights())
-            store = {str(i): v for i, v in enumerate(whole_state(saved)[4:])}
+            store = {str(i): v for i, v in enumerate(full_state(saved)[4:])}
             model.optimizer.load_own_variables(store)
         else:
             checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
             checkpoint.read(f"{path}.tf").assert_existing_objects_matched()
-        read = whole_state(model)
+        read = full_state(model)
         update(model, 2)
-        results.append((read, whole_state(model)))
+        results.append((read, full_state(model)))
     return results
 
 
@@ -386,7 +386,7 @@ def trained():
     model = saved_model("slices", False)
     for seed in range(2):
         update(model, seed)
-    return whole_state(model)
+    return full_state(model)
 
 
 def loaded_by_one(saved, root):
@@ -404,7 +404,7 @@ def loaded_by_one(saved, root):
         callback.on_train_begin()
     except ValueError as error:
         return str(error)
-    return whole_state(model)
+    return full_state(model)
 
 
 def test_what_one_rank_has_loaded_all_have_when_training_begins(on_ranks):

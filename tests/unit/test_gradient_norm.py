@@ -59,7 +59,7 @@ def test_no_checkpoint_has_it_for_optimizers_of_keras(tmp_path):
     for one in (optimizer, plain):
         one.build(variables)
     # One more: the number of updates that were skipped.
-    assert len(optimizer.whole_state()) == len(plain.variables) + 1
+    assert len(optimizer.full_state()) == len(plain.variables) + 1
     path = tf.train.Checkpoint(optimizer=optimizer).write(str(tmp_path / "state"))
     names = [name for name, _ in tf.train.list_variables(path)]
     assert not any("signal" in name for name in names)

@@ -63,7 +63,7 @@ def test_what_version_0_1_saved_is_loaded():
     other = make_model(4)
     other.optimizer.build(other.trainable_variables)
     other.optimizer.load_own_variables({str(i): v for i, v in enumerate(values)})
-    for one, same in zip(other.optimizer.whole_state(), optimizer.whole_state(), strict=True):
+    for one, same in zip(other.optimizer.full_state(), optimizer.full_state(), strict=True):
         np.testing.assert_array_equal(one.numpy(), same.numpy())
 
 
