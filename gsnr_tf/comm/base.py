@@ -110,7 +110,7 @@ class Communicator(abc.ABC):
     ):
         """Mean and biased variance of the samples of all workers.
 
-        Two collectives as large as the gradients: the means, then the spread
+        Two collectives as large as the gradients: the means, then the deviations
         about the common mean. Packing g and g² into one would move as many bytes
         and lose the small digits of the variance.
 
@@ -120,7 +120,7 @@ class Communicator(abc.ABC):
             name: Prefix of the names of the collectives.
             carrier: Number of the bucket with which weights and riders travel.
             weighted: Whether the weight may differ between workers.
-            with_variance: Whether to reduce the spread as well.
+            with_variance: Whether to reduce the deviations as well.
             riders: Tensor `[m]` to sum over ranks beside the means, or `None`.
 
         Returns:
@@ -128,8 +128,8 @@ class Communicator(abc.ABC):
             `None` where nobody asks for them, and the sum of the riders.
         """
         if self.workers == 1:
-            spreads = [self.each(_own_variance, m) if with_variance else None for m in local]
-            return [moments.mean for moments in local], spreads, riders
+            own = [self.each(_own_variance, m) if with_variance else None for m in local]
+            return [moments.mean for moments in local], own, riders
         weight = local[carrier].weight if weighted else None
         sent = [m.mean if weight is None else self.each(tf.multiply, m.mean, weight) for m in local]
         if riders is not None:
