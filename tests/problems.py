@@ -60,6 +60,18 @@ VARIANTS = {
         exclude_from_layer_adaptation=[],
     ),
     "lars decay": variant("lars", weight_decay=0.1, ceiling=10.0, gamma=0.5),
+    "sgd l2": variant("sgd", l2=0.25),
+    "nesterov l2 inside": variant(
+        "sgd", momentum=0.9, nesterov=True, l2={"kernel": 0.25}, l2_form="inside"
+    ),
+    "adam l2": variant("adam", l2=0.1, estimator="robust"),
+    "adam l2 adapted": variant("adam", l2=0.1, second_moment="adapted", ceiling=10.0),
+    "adam gated": variant("adam", gamma=1.0, l2={"kernel|embeddings": 0.1}, l2_form="gated"),
+    "nadam l2": variant("nadam", l2=0.1, estimator="robust"),
+    "lamb l2": variant("lamb", l2=0.1, exclude_from_weight_decay=[], weight_decay=0.1),
+    "lars gated": variant(
+        "lars", l2=0.1, l2_form="gated", exclude_from_weight_decay=[], estimator="robust"
+    ),
     "lars all": variant("lars", exclude_from_layer_adaptation=[], momentum=0.0),
 }
 
@@ -123,6 +135,26 @@ PROBLEMS = {
     "some agree": _problem(_agree_somewhere, kernel=(6, 4)),
     "all agree": _problem(lambda _, g: np.nan * g, kernel=(4, 3)),
     "model": _problem(kernel=(5, 4), bias=(4,), gain=()),
+}
+
+# A table, and what stands on it; two tables of one width share a bucket.
+TABLES = _problem(
+    lambda i, g: _zero_rows(i, g) if len(g) == 11 else g, embeddings=(11, 5), kernel=(5, 4), bias=(4,)
+)
+
+# What is judged by row.
+ROWS = {
+    f"{name} {estimator} {form}": variant(
+        name,
+        estimator=estimator,
+        granularity="row",
+        l2={"embeddings": 0.1},
+        l2_form=form,
+        **({"momentum": 0.9} if name == "sgd" else {}),
+    )
+    for name in ("sgd", "adam", "lamb")
+    for estimator in ("paper", "robust", "james_stein")
+    for form in ("inside", "outside", "gated")
 }
 
 # All of them as variables of one model: most tests need no more.

@@ -50,6 +50,36 @@ def robust_multiplier(mean, variance, samples, gamma, ceiling):
     return np.clip(share / average if average > 0 else share, gamma, ceiling)
 
 
+def share_of_signal(mean, variance, samples):
+    """q of each element: 0 where there is nothing."""
+    noise = variance / (samples - 1)
+    known = mean**2 + noise > 0
+    return np.divide(mean**2, mean**2 + noise, out=np.zeros_like(mean), where=known)
+
+
+def of_rows(mean, variance):
+    """Mean of the squares, and of the variances, of each row."""
+    return (mean**2).mean(axis=1, keepdims=True), variance.mean(axis=1, keepdims=True)
+
+
+def row_multiplier(mean, variance, samples, gamma, ceiling, estimator):
+    """The multiplier of a table that is judged by row, `[rows, 1]`."""
+    square, spread = of_rows(mean, variance)
+    if estimator == "paper":
+        return multiplier(np.sqrt(square), spread, gamma, ceiling)
+    share = share_of_signal(np.sqrt(square), spread, samples)
+    width = mean.shape[1]
+    if estimator == "james_stein" and width > 2:
+        ratio = np.divide(spread, square, out=np.zeros_like(square), where=square > 0)
+        share = np.maximum(1 - (width - 2) / width * ratio / (samples - 1), 0)
+        share = np.where(square > 0, share, 0)
+    known = (square > 0) | (spread > 0)
+    if not known.any():
+        return np.full(square.shape, float(ceiling))
+    average = share[known].mean()
+    return np.clip(share / average if average > 0 else share, gamma, ceiling)
+
+
 def clipped(gradients, clipnorm=None, global_clipnorm=None, clipvalue=None):
     if clipvalue is not None:
         return [np.clip(g, -clipvalue, clipvalue) for g in gradients]
@@ -84,13 +114,19 @@ class Reference:
         weight_decay=None,
         exclude_from_weight_decay=None,
         exclude_from_layer_adaptation=None,
+        granularity="element",
+        l2=None,
+        l2_form="outside",
         clipnorm=None,
         global_clipnorm=None,
         clipvalue=None,
         **hyperparameters,
     ):
         self.learning_rate = learning_rate
-        self.robust = estimator == "robust"
+        self.estimator = estimator
+        self.robust = estimator != "paper"
+        self.granularity, self.l2_form = granularity, l2_form
+        self.l2_by_pattern = l2 if isinstance(l2, dict) else {"": l2 or 0.0}
         self.gamma, self.ceiling = gamma, ceiling
         if ceiling is None:
             self.ceiling = 1 / gamma if self.robust else 1.0
@@ -113,21 +149,39 @@ class Reference:
         self.t += 1
         moments = [statistics(of_one, counts) for of_one in zip(*samples)]
         gradients = clipped([mean for mean, _ in moments], *self.clip)
-        return [
-            self.update(
-                theta,
-                gradient,
-                self.multiplier(mean, variance, len(samples)),
-                slots,
-                self.weight_decay if self._left(self.not_decayed, path, theta) else 0.0,
-                self._left(self.not_adapted, path, theta),
+        found = []
+        for theta, gradient, (mean, variance), slots, path in zip(
+            weights, gradients, moments, self.state, paths
+        ):
+            by_row = self.granularity == "row" and path == "embeddings"
+            self.l2 = self._l2(path, mean, variance, len(samples), by_row)
+            if self.l2_form == "inside":
+                gradient, self.l2 = gradient + self.l2 * theta, 0.0
+            found.append(
+                self.update(
+                    theta,
+                    gradient,
+                    self.multiplier(mean, variance, len(samples), by_row),
+                    slots,
+                    self.weight_decay if self._left(self.not_decayed, path, theta) else 0.0,
+                    self._left(self.not_adapted, path, theta),
+                )
             )
-            for theta, gradient, (mean, variance), slots, path in zip(
-                weights, gradients, moments, self.state, paths
-            )
-        ]
+        return found
 
-    def multiplier(self, mean, variance, samples):
+    def _l2(self, path, mean, variance, samples, by_row):
+        l2 = next((v for p, v in self.l2_by_pattern.items() if re.search(p, path)), 0.0)
+        if self.l2_form != "gated":
+            return l2
+        if by_row:
+            square, variance = of_rows(mean, variance)
+            mean = np.sqrt(square)
+        return l2 * (1 - share_of_signal(mean, variance, samples))
+
+    def multiplier(self, mean, variance, samples, by_row=False):
+        if by_row:
+            bounds = self.gamma, self.ceiling, self.estimator
+            return row_multiplier(mean, variance, samples, *bounds)
         if self.robust:
             bounds = self.gamma, self.ceiling
             return robust_multiplier(mean, variance, samples, *bounds)
@@ -144,8 +198,8 @@ class SGD(Reference):
     defaults = {"momentum": 0.0, "nesterov": False}
 
     def update(self, theta, g, r, slots, decay, adapts):
+        move = self.learning_rate * (r * g + self.l2 * theta)
         theta = theta - self.learning_rate * decay * theta
-        move = self.learning_rate * r * g
         slots["momentum"] = m = self.momentum * slots["momentum"] - move
         return theta + (self.momentum * m - move if self.nesterov else m)
 
@@ -160,15 +214,16 @@ class Adam(Reference):
         "second_moment": None,
     }
 
-    def adam_direction(self, g, r, slots):
+    def adam_direction(self, theta, g, r, slots):
         t = self.t
         # Kept as p̂, from which p is p̂·(1 − β₃ᵗ).
         p = self.beta_3 * slots["multiplier"] * (1 - self.beta_3 ** (t - 1))
         p = p + (1 - self.beta_3) * r
         slots["multiplier"] = p_hat = p / (1 - self.beta_3**t)
-        adapted = p_hat * g
+        self.adapted = adapted = p_hat * g + self.l2 * theta
         by_default = self.robust and self.second_moment is None
-        s = g if by_default or self.second_moment == "raw" else adapted
+        raw = by_default or self.second_moment == "raw"
+        s = g + self.l2 * theta if raw else adapted
         m = self.beta_1 * slots["momentum"] + (1 - self.beta_1) * adapted
         v = self.beta_2 * slots["velocity"] + (1 - self.beta_2) * s**2
         slots["momentum"], slots["velocity"] = m, v
@@ -176,19 +231,19 @@ class Adam(Reference):
         return m_hat / (np.sqrt(v_hat) + self.epsilon)
 
     def update(self, theta, g, r, slots, decay, adapts):
-        u = self.adam_direction(g, r, slots)
+        u = self.adam_direction(theta, g, r, slots)
         theta = theta - self.learning_rate * decay * theta
         return theta - self.learning_rate * u
 
 
 class Nadam(Adam):
-    def adam_direction(self, g, r, slots):
-        super().adam_direction(g, r, slots)
+    def adam_direction(self, theta, g, r, slots):
+        super().adam_direction(theta, g, r, slots)
         t = self.t
         mu = [self.beta_1 * (1 - 0.5 * 0.96**i) for i in range(1, t + 2)]
         before, after = np.prod(mu[:-1]), np.prod(mu)
         m_hat = mu[-1] * slots["momentum"] / (1 - after)
-        m_hat = m_hat + (1 - mu[-2]) * slots["multiplier"] * g / (1 - before)
+        m_hat = m_hat + (1 - mu[-2]) * self.adapted / (1 - before)
         v_hat = slots["velocity"] / (1 - self.beta_2**t)
         return m_hat / (np.sqrt(v_hat) + self.epsilon)
 
@@ -198,7 +253,7 @@ class Lamb(Adam):
     defaults = {**Adam.defaults, "epsilon": 1e-6}
 
     def update(self, theta, g, r, slots, decay, adapts):
-        u = self.adam_direction(g, r, slots) + decay * theta
+        u = self.adam_direction(theta, g, r, slots) + decay * theta
         phi = 1.0
         if adapts and norm(theta) > 0 and norm(u) > 0:
             phi = norm(theta) / norm(u)
@@ -211,7 +266,7 @@ class Lars(Reference):
     defaults = {"momentum": 0.9, "trust_coefficient": 0.001, "epsilon": 1e-9}
 
     def update(self, theta, g, r, slots, decay, adapts):
-        adapted = r * g
+        adapted = r * g + self.l2 * theta
         phi = 1.0
         if adapts and norm(theta) > 0 and norm(adapted) > 0:
             phi = self.trust_coefficient * norm(theta)

@@ -3,13 +3,25 @@
 FAMILY_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). Defaults to 0.1.
         ceiling: Float, at least `gamma`. Upper bound of the multiplier. With
             `gamma=1, ceiling=1` the optimizer is its base optimizer. Defaults to 1, with
-            `estimator="robust"` to 1/gamma.
+            any other estimator to 1/gamma.
         estimator: What the multiplier is made of, before it is divided by its mean over
             the variable: "paper", the GSNR r = mean²/variance, or "robust", the share
             of signal in the squared mean, mean²/(mean² + variance/(k−1)), which keeps
-            its worth with few samples. gsnr_tf/compare/EVIDENCE.md has what was
+            its worth with few samples, or "james_stein": by row the positive-part
+            James–Stein factor, by element as "robust". gsnr_tf/compare/EVIDENCE.md has what was
             measured of both. Defaults to "paper".
-        weight_decay: Float or `None`.
+        granularity: "element", or "row": the table of a `keras.layers.Embedding` is
+            judged by row, and rows have one multiplier each. Elements of all other
+            variables are judged by themselves. Defaults to "element".
+        l2: λ₂, coupled decay: λ₂θ is added to the gradient after clipping, as an L2 in the
+            loss would (λ₂ is twice the factor of `keras.regularizers.L2`), but is no part
+            of any sample. Float, or a dict of floats by regular expression, such as
+            `{{"embeddings": 1e-3}}`, of which the first that is found in
+            `variable.path` holds. Defaults to `None`.
+        l2_form: Where it enters: "outside" of the multiplier, "inside" (multiplied as if
+            it were gradient), or "gated": λ₂(1 − q)θ, with q the share of signal of the
+            element or row. Defaults to "outside".
+        weight_decay: Decoupled decay, as in AdamW. Float, `None`, or a dict as for `l2`.
         exclude_from_weight_decay: List of regular expressions, searched in
             `variable.path`: which variables are not decayed. An empty list excludes
             none. Defaults to `None`: {default_exclusion}.
@@ -53,7 +65,7 @@ ADAM_ARGUMENTS = """beta_1, beta_2: Floats in [0, 1): decay of the moments of th
             keras.optimizers.Lamb. keras.optimizers.Adam adds its own before it corrects:
             there it weighs 1/√(1−β₂ᵗ) as much, 32 times at the first step.
         second_moment: "adapted" (s = p̂·g, the paper's form) or "raw" (s = g).
-            Defaults to "adapted", with `estimator="robust"` to "raw"."""
+            Defaults to "adapted", with any other estimator than "paper" to "raw"."""
 
 ADAPTATION_ARGUMENT = """exclude_from_layer_adaptation: List of regular expressions, searched in
             `variable.path`: which variables have the trust ratio 1. An empty list
@@ -73,4 +85,4 @@ def second_moment_of(second_moment, estimator):
     """Where it is left out, the one that goes with the estimator."""
     if second_moment is not None:
         return second_moment
-    return "raw" if estimator == "robust" else "adapted"
+    return "adapted" if estimator == "paper" else "raw"

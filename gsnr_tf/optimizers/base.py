@@ -34,6 +34,8 @@ class DistributedStep(
     """
 
     bucket_bytes = BUCKET_BYTES
+    # For each variable whether its rows stay whole on one rank; `None`: of none.
+    _by_row = None
     # Updates in a row that may be skipped, since the gradient is not finite, before
     # training stops with an error; `None`: any number.
     max_consecutive_skips = 10
@@ -64,7 +66,7 @@ class DistributedStep(
                 f"{self.gradient_accumulation_steps} and {overwritten[0].path}. Leave "
                 "gradient_accumulation_steps out."
             )
-        self._layout = BucketLayout(variables, self.bucket_bytes)
+        self._layout = BucketLayout(variables, self.bucket_bytes, self._by_row)
         if not self._meets_ranks():
             self._choose_workers()
         # Keras' accumulators hold a sum and are mirrored; see `GradientAccumulator`.

@@ -5,7 +5,7 @@ import dataclasses
 import tensorflow as tf
 
 from gsnr_tf import comm
-from gsnr_tf.optimizers import sampling
+from gsnr_tf.optimizers import decay, sampling
 from gsnr_tf.optimizers.base import DistributedStep
 from gsnr_tf.optimizers.exclusions import (
     ExcludesFromDecay,
@@ -15,7 +15,7 @@ from gsnr_tf.optimizers.exclusions import (
     selected,
 )
 from gsnr_tf.optimizers.observed import Observed
-from gsnr_tf.rules.settings import Settings, VariableSettings
+from gsnr_tf.rules.settings import L2_FORMS, Settings, VariableSettings
 from gsnr_tf.sharding.buckets import BUCKET_BYTES
 from gsnr_tf.sharding.replicated import Replicated
 from gsnr_tf.sharding.sharded import Sharded
@@ -23,6 +23,9 @@ from gsnr_tf.sharding.slots import ReplicatedSlots
 from gsnr_tf.sharding.state import PartitionedSlots
 from gsnr_tf.sharding.update import Update
 from gsnr_tf.stats import ESTIMATORS
+
+# What is judged by how far the samples agree: elements, or rows of embedding tables.
+GRANULARITIES = ("element", "row")
 
 
 class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
@@ -42,6 +45,10 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
         estimator="paper",
         exclude_from_weight_decay=None,
         exclude_from_layer_adaptation=None,
+        l2=None,
+        l2_form="outside",
+        granularity="element",
+        weight_decay=None,
         sample="auto",
         sharding="auto",
         bucket_bytes=BUCKET_BYTES,
@@ -52,6 +59,12 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
     ):
         own = {f.name: arguments.pop(f.name) for f in dataclasses.fields(self.rule_class)}
         super().__init__(learning_rate, **arguments)
+        self.weight_decay = decay.checked("weight_decay", weight_decay)
+        self.l2 = decay.checked("l2", l2)
+        _check_choice("l2_form", l2_form, L2_FORMS)
+        _check_choice("granularity", granularity, GRANULARITIES)
+        self.l2_form = l2_form
+        self.granularity = granularity
         _check_choice("estimator", estimator, tuple(ESTIMATORS))
         ceiling = _checked_ceiling(gamma, ceiling, estimator)
         _check_choice("communicator", communicator, comm.ENGINES)
@@ -102,16 +115,18 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
             gamma=self.gamma,
             ceiling=self.ceiling,
             estimator=self.estimator,
+            l2_form=self.l2_form,
             clipnorm=self.clipnorm,
             global_clipnorm=self.global_clipnorm,
             clipvalue=self.clipvalue,
         )
 
     def _by_variable(self):
-        decay = self.weight_decay or 0.0
         return [
-            VariableSettings(weight_decay=decay if decays else 0.0, adapts=adapts)
-            for decays, adapts in zip(self._decays, self._adapts)
+            VariableSettings(weight_decay, l2, adapts, by_row)
+            for weight_decay, l2, adapts, by_row in zip(
+                self._weight_decays, self._l2s, self._adapts, self._by_row
+            )
         ]
 
     # ---- building ---------------------------------------------------------------------
@@ -120,9 +135,13 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
         """Creates the slots of the rule; see `DistributedStep.build`."""
         if self.built:
             return
+        self._by_row = [self._is_judged_by_row(variable) for variable in variables]
         super().build(variables)
         vectors = self.rule.exclude_vectors
-        self._decays = self._decayed(variables, vectors)
+        decayed = self._decayed(variables, vectors)
+        self._weight_decays = decay.by_variable(self.weight_decay, variables, decayed)
+        self._l2s = decay.by_variable(self.l2, variables, decayed)
+        decay.warn_of_regularizers(variables, type(self).__name__)
         self._adapts = selected(variables, self._not_adapted, vectors)
         self._first_slot = len(self._variables)
         if self._meets_ranks() and self.sharding != "none":
@@ -144,6 +163,11 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
     _program = None
     # The slots that ranks divide among them, if they do.
     _partitioned_slots = None
+
+    def _is_judged_by_row(self, variable):
+        """Whether it is the table of a `keras.layers.Embedding`, and rows are asked for."""
+        is_table = len(variable.shape) == 2 and variable.name == "embeddings"
+        return self.granularity == "row" and is_table
 
     def _add_slot(self, variable, name):
         """A variable of zeros like `variable`, beside it, in the dtype of statistics."""
@@ -273,6 +297,10 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
             "gamma": self.gamma,
             "ceiling": self.ceiling,
             "estimator": self.estimator,
+            "weight_decay": decay.plain(self.weight_decay),
+            "l2": decay.plain(self.l2),
+            "l2_form": self.l2_form,
+            "granularity": self.granularity,
             "exclude_from_weight_decay": as_list(self._not_decayed),
             "communicator": self.communicator,
             "sample": self.sample,
@@ -300,7 +328,7 @@ def _checked_ceiling(gamma, ceiling, estimator):
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma must be in (0, 1]. Received: gamma={gamma}")
     if ceiling is None:
-        return 1 / gamma if estimator == "robust" else 1.0
+        return 1.0 if estimator == "paper" else 1 / gamma
     if not ceiling >= gamma:
         raise ValueError(
             f"ceiling must be at least gamma. Received: ceiling={ceiling}, gamma={gamma}"

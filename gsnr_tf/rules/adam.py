@@ -13,10 +13,11 @@ SECOND_MOMENTS = ("adapted", "raw")
 class AdamMoments(Rule):
     """The moments of Adam, of the gradient times the moving average of the multiplier.
 
-        p ← β₃p + (1−β₃)r;   p̂ = p/(1−β₃ᵗ);   ĝ = p̂·g
+        p ← β₃p + (1−β₃)r;   p̂ = p/(1−β₃ᵗ);   ĝ = p̂·g + λ₂θ
         m ← β₁m + (1−β₁)ĝ;   v ← β₂v + (1−β₂)s²
 
-    s is ĝ with `second_moment="adapted"`, g with "raw".
+    s is ĝ with `second_moment="adapted"`, g + λ₂θ with "raw". λ₂ is the coupled decay,
+    usually 0. With β₃ = 0 there is no p: p̂ = r.
     """
 
     beta_1: float = 0.9
@@ -25,7 +26,9 @@ class AdamMoments(Rule):
     epsilon: float = 1e-7
     second_moment: str = "adapted"
 
-    slots = ("momentum", "velocity", "multiplier")
+    @property
+    def slots(self):
+        return ("momentum", "velocity", *(("multiplier",) if self.beta_3 else ()))
 
     def __post_init__(self):
         for name in ("beta_1", "beta_2", "beta_3"):
@@ -38,21 +41,29 @@ class AdamMoments(Rule):
                 f"Received: second_moment={self.second_moment!r}"
             )
 
-    def moments(self, gradient, multiplier, slots, t):
+    def moments(self, theta, gradient, multiplier, slots, at):
         """ĝ, and the slots after the step."""
+        averaged = self._averaged(multiplier, slots, at.t)
+        p = averaged.get("multiplier", multiplier)
+        adapted = at.coupled(p * gradient, theta)
+        squared = adapted
+        if self.second_moment == "raw":
+            squared = at.coupled(gradient, theta)
+        first, second = self._weights_of_new(at.t)
+        m, v = slots["momentum"], slots["velocity"]
+        m += first * (adapted - m)
+        v += second * (tf.square(squared) - v)
+        return adapted, {"momentum": m, "velocity": v, **averaged}
+
+    def _averaged(self, multiplier, slots, t):
+        """The slot of the multiplier after the step, if there is one."""
+        if not self.beta_3:
+            return {}
         # The slot holds p̂ itself: p ← β₃p + (1−β₃)r and p̂ = p/(1−β₃ᵗ) in one line,
         # which leaves a multiplier of exactly 1 at exactly 1.
-        p = slots["multiplier"]
-        beta_3 = like(t, self.beta_3)
+        p, beta_3 = slots["multiplier"], like(t, self.beta_3)
         p += (1 - beta_3) / (1 - tf.pow(beta_3, t)) * (multiplier - p)
-        adapted = p * gradient
-        first, second = self._weights_of_new(t)
-        squared = adapted if self.second_moment == "adapted" else gradient
-        m = slots["momentum"]
-        m += first * (adapted - m)
-        v = slots["velocity"]
-        v += second * (tf.square(squared) - v)
-        return adapted, {"momentum": m, "velocity": v, "multiplier": p}
+        return {"multiplier": p}
 
     def _weights_of_new(self, t):
         """1 − β₁ and 1 − β₂, as Keras' Adam and Lamb have them."""
@@ -63,11 +74,11 @@ class AdamMoments(Rule):
         v_hat = v / (1 - tf.pow(like(t, self.beta_2), t))
         return m_hat / (tf.sqrt(v_hat) + self.epsilon)
 
-    def adam_direction(self, gradient, multiplier, slots, t):
+    def adam_direction(self, theta, gradient, multiplier, slots, at):
         """m̂ / (√v̂ + ε), with m̂ = m/(1−β₁ᵗ), and the slots after the step."""
-        _, slots = self.moments(gradient, multiplier, slots, t)
-        m_hat = slots["momentum"] / (1 - tf.pow(like(t, self.beta_1), t))
-        return self.over_root(m_hat, slots["velocity"], t), slots
+        _, slots = self.moments(theta, gradient, multiplier, slots, at)
+        m_hat = slots["momentum"] / (1 - tf.pow(like(at.t, self.beta_1), at.t))
+        return self.over_root(m_hat, slots["velocity"], at.t), slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +86,7 @@ class Adam(AdamMoments):
     """u = m̂/(√v̂ + ε);  θ ← θ − λ·wd·θ − λu, with the moments of `AdamMoments`."""
 
     def direction(self, theta, gradient, multiplier, slots, at):
-        return self.adam_direction(gradient, multiplier, slots, at.t)
+        return self.adam_direction(theta, gradient, multiplier, slots, at)
 
     def descend(self, theta, u, phi, slots, at):
         theta = theta - theta * at.weight_decay * at.learning_rate

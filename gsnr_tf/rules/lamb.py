@@ -23,7 +23,7 @@ class Lamb(AdamMoments):
     exclude_vectors = True
 
     def direction(self, theta, gradient, multiplier, slots, at):
-        u, slots = self.adam_direction(gradient, multiplier, slots, at.t)
+        u, slots = self.adam_direction(theta, gradient, multiplier, slots, at)
         return u + at.weight_decay * theta, slots
 
     def trust_ratio(self, theta_norm, u_norm, at):

@@ -7,7 +7,7 @@ from gsnr_tf.rules.rule import Rule, check_momentum
 
 @dataclasses.dataclass(frozen=True)
 class Lars(Rule):
-    """ĝ = r·g;  φ = η‖θ‖/(‖ĝ‖ + wd·‖θ‖ + ε), for each variable, 1 where either norm is 0;
+    """ĝ = r·g + λ₂θ;  φ = η‖θ‖/(‖ĝ‖ + wd·‖θ‖ + ε), for each variable, 1 where either norm is 0;
     m ← μm + λφ(ĝ + wd·θ);  θ ← θ − m."""
 
     momentum: float = 0.9
@@ -22,7 +22,7 @@ class Lars(Rule):
         check_momentum(self.momentum)
 
     def direction(self, theta, gradient, multiplier, slots, at):
-        return multiplier * gradient, slots
+        return at.coupled(multiplier * gradient, theta), slots
 
     def trust_ratio(self, theta_norm, u_norm, at):
         decayed = u_norm + at.weight_decay * theta_norm + self.epsilon

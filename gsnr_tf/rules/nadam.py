@@ -26,7 +26,7 @@ class Nadam(Adam):
     """
 
     def direction(self, theta, gradient, multiplier, slots, at):
-        adapted, slots = self.moments(gradient, multiplier, slots, at.t)
+        adapted, slots = self.moments(theta, gradient, multiplier, slots, at)
         mu, mu_next = self._momentum(at.t), self._momentum(at.t + 1)
         product = self._product(at.t)
         m_hat = mu_next * slots["momentum"] / (1 - product * mu_next)

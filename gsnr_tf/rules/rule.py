@@ -12,11 +12,17 @@ class Coefficients(NamedTuple):
         learning_rate: λ.
         t: Number of this update, from 1.
         weight_decay: Decoupled, 0 for variables that are not decayed.
+        l2: Coupled, what θ is multiplied by and added to the scaled gradient, or `None`.
     """
 
     learning_rate: tf.Tensor
     t: tf.Tensor
     weight_decay: float
+    l2: tf.Tensor | None = None
+
+    def coupled(self, gradient, theta):
+        """`gradient` with the coupled decay, λθ."""
+        return gradient if self.l2 is None else gradient + self.l2 * theta
 
 
 class Rule:

@@ -7,7 +7,7 @@ from gsnr_tf.rules.rule import Rule, check_momentum
 
 @dataclasses.dataclass(frozen=True)
 class SGD(Rule):
-    """ĝ = r·g;  m ← μm − λĝ;  θ ← θ − λ·wd·θ + m, or + μm − λĝ with Nesterov's momentum.
+    """ĝ = r·g + λ₂θ;  m ← μm − λĝ;  θ ← θ − λ·wd·θ + m, or + μm − λĝ with Nesterov's momentum.
 
     Without momentum there is no m: θ ← θ − λ·wd·θ − λĝ.
     """
@@ -26,7 +26,7 @@ class SGD(Rule):
         return ("momentum",) if self.momentum else ()
 
     def direction(self, theta, gradient, multiplier, slots, at):
-        return multiplier * gradient, slots
+        return at.coupled(multiplier * gradient, theta), slots
 
     def descend(self, theta, u, phi, slots, at):
         theta = theta - theta * at.weight_decay * at.learning_rate

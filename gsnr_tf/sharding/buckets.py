@@ -21,6 +21,8 @@ class BucketLayout:
     Args:
         variables: The trainable variables of a model.
         bucket_bytes: Int, size at which a bucket is full.
+        by_row: For each variable whether it is judged by row: then its rows stay whole,
+            on one rank. Left out, none is.
 
     Attributes:
         dtype: float64 where any variable is float64, else float32: statistics are
@@ -31,24 +33,27 @@ class BucketLayout:
             fill and leave in that order.
     """
 
-    def __init__(self, variables, bucket_bytes=BUCKET_BYTES):
+    def __init__(self, variables, bucket_bytes=BUCKET_BYTES, by_row=None):
         double = any(tf.as_dtype(v.dtype) == tf.float64 for v in variables)
         self.dtype = tf.float64 if double else tf.float32
         self._variables = [(tuple(v.shape), tf.as_dtype(v.dtype)) for v in variables]
         full = bucket_bytes // self.dtype.size
-        self.buckets, small, filled = [], [], 0
+        by_row = by_row or [False] * len(variables)
+        # Variables of one kind share a bucket: those by element, and those by row of a
+        # width.
+        kinds = [v.shape[-1] if rows else None for v, rows in zip(variables, by_row)]
+        self.buckets, small, filled = [], {}, {}
         for index in reversed(range(len(variables))):
-            size = math.prod(variables[index].shape)
+            size, width = math.prod(variables[index].shape), kinds[index]
             if size >= full:
-                self.buckets.append(self._bucket([index]))
+                self.buckets.append(self._bucket([index], width))
                 continue
-            small.append(index)
-            filled += size
-            if filled >= full:
-                self.buckets.append(self._bucket(small))
-                small, filled = [], 0
-        if small:
-            self.buckets.append(self._bucket(small))
+            small.setdefault(width, []).append(index)
+            filled[width] = filled.get(width, 0) + size
+            if filled[width] >= full:
+                self.buckets.append(self._bucket(small.pop(width), width))
+                filled[width] = 0
+        self.buckets += [self._bucket(left, width) for width, left in small.items()]
         index_map = {
             index: (number, position)
             for number, bucket in enumerate(self.buckets)
@@ -64,10 +69,11 @@ class BucketLayout:
         sizes = [bucket.size for bucket in self.buckets]
         self.carrier = joined[0] if joined else sizes.index(min(sizes))
 
-    def _bucket(self, indices):
+    def _bucket(self, indices, width):
         shapes, dtypes = zip(*(self._variables[index] for index in indices))
         alike = len(set(dtypes)) == 1
-        return Bucket(indices, shapes, self.dtype, dtypes[0] if alike else self.dtype)
+        weights_dtype = dtypes[0] if alike else self.dtype
+        return Bucket(indices, shapes, self.dtype, weights_dtype, width)
 
     def pack(self, tensors):
         """A vector for each bucket, of a tensor for each variable or `None`: zeros."""
@@ -87,29 +93,35 @@ class Bucket:
         dtype: Of the vector, as of `BucketLayout`.
         weights_dtype: In which new weights travel: the variables' own, if they share
             one, since they will be cast to it.
+        width: Int, elements of a row where the variables are judged by row; a block is
+            a row then. `None` where they are not.
 
     Attributes:
         indices: Which of the optimizer's variables, in the order of the vector.
         size: Length of the vector, padding included.
+        block: Elements of a block.
+        by_row: Whether a block is a row.
         blocks: Number of blocks; the last one of a single variable may be short.
         variable_of_block: int32 array `[blocks]`, the position in `indices` of the variable
             that each block belongs to.
     """
 
-    def __init__(self, indices, shapes, dtype, weights_dtype):
+    def __init__(self, indices, shapes, dtype, weights_dtype, width=None):
         self.indices = indices
         self.dtype = dtype
         self.weights_dtype = weights_dtype
         self.shapes = shapes
         self.alone = len(indices) == 1
+        self.by_row = width is not None
+        self.block = width or BLOCK
         self._sizes = [math.prod(shape) for shape in shapes]
-        blocks = [-(-size // BLOCK) for size in self._sizes]
+        blocks = [-(-size // self.block) for size in self._sizes]
         self.blocks = sum(blocks)
         self.variable_of_block = np.repeat(np.arange(len(indices), dtype="int32"), blocks)
-        self.size = self._sizes[0] if self.alone else self.blocks * BLOCK
-        self._starts = BLOCK * np.concatenate([[0], np.cumsum(blocks)[:-1]]).astype(int)
+        self.size = self._sizes[0] if self.alone else self.blocks * self.block
+        self._starts = self.block * np.concatenate([[0], np.cumsum(blocks)[:-1]]).astype(int)
         self._padding = [
-            0 if self.alone else b * BLOCK - size for b, size in zip(blocks, self._sizes)
+            0 if self.alone else b * self.block - size for b, size in zip(blocks, self._sizes)
         ]
 
     def pick(self, values):
@@ -118,7 +130,7 @@ class Bucket:
 
     def at(self, block):
         """The element that a block begins with, or the end of the vector."""
-        return min(block * BLOCK, self.size)
+        return min(block * self.block, self.size)
 
     def span(self, position):
         """First element and number of elements of a variable."""

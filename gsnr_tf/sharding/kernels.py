@@ -13,11 +13,13 @@ from gsnr_tf.rules.rule import Coefficients
 from gsnr_tf.sharding import telemetry
 from gsnr_tf.stats import (
     ESTIMATORS,
+    ROW_ESTIMATORS,
     Moments,
     clip_multiplier,
     countable,
     gsnr_of_share,
     merged,
+    row_moments,
 )
 
 
@@ -26,12 +28,14 @@ class Statistics(NamedTuple):
 
     Attributes:
         mean: The mean gradient, in the shape of the shard.
-        r: What the estimator gives, likewise.
+        r: What the estimator gives, likewise, or `[rows, 1]` by row.
+        noise: 1 − q, the share of noise, likewise, where decay is gated by it, or `None`.
         sums: `[variables, 4]`: Σ r, how many count, Σ mean², Σ variance.
     """
 
     mean: tf.Tensor
     r: tf.Tensor
+    noise: tf.Tensor | None
     sums: tf.Tensor
 
 
@@ -60,6 +64,7 @@ class UpdateKernels:
         self._number_of_variables = len(by_variable)
         own = bucket.pick(by_variable)
         self._decays = [variable.weight_decay for variable in own]
+        self._l2s = [variable.l2 for variable in own]
         self._adapts = [rule.adapts and variable.adapts for variable in own]
         self.kind = (tuple(bucket.shapes), bucket.weights_dtype, tuple(own))
         fused = _fused if compiled else lambda kernel: kernel
@@ -92,10 +97,16 @@ class UpdateKernels:
     def _weigh(self, mean, variance, number):
         """`Statistics` from mean and variance, flat vectors."""
         mean, variance = self._shard.in_shape(mean, variance)
-        r = ESTIMATORS[self._settings.estimator](mean, variance, number)
-        finite, counted = countable(mean, variance, r)
+        by_row = self._shard.bucket.by_row
+        estimators = ROW_ESTIMATORS if by_row else ESTIMATORS
+        r = estimators[self._settings.estimator](mean, variance, number)
+        judged = row_moments(mean, variance) if by_row else (mean, variance)
+        finite, counted = countable(*judged, r)
         sums = self._shard.sums(finite, counted, mean * mean, variance)
-        return Statistics(mean, r, sums)
+        noise = None
+        if self._settings.l2_form == "gated" and any(self._l2s):
+            noise = 1 - estimators["robust"](mean, variance, number)
+        return Statistics(mean, r, noise, sums)
 
     # ---- the rule, in two phases where norms have to be summed over shards -----------
 
@@ -157,7 +168,7 @@ class UpdateKernels:
 
     def _toward(self, shard, theta, statistics, slots, scales, rate, t):
         """Multiplier, u, and the slots after `Rule.direction`, of a shard or a sample."""
-        mean, r, sums = statistics
+        mean, r, noise, sums = statistics
         multiplier = clip_multiplier(
             r,
             shard.broadcast(sums[:, 0]),
@@ -169,7 +180,10 @@ class UpdateKernels:
         if self._settings.clipvalue:
             limit = self._settings.clipvalue
             gradient = tf.clip_by_value(gradient, -limit, limit)
-        at = self._coefficients(shard, rate, t)
+        l2 = self._l2(shard, noise)
+        if l2 is not None and self._settings.l2_form == "inside":
+            gradient, l2 = gradient + l2 * theta, None
+        at = self._coefficients(shard, rate, t)._replace(l2=l2)
         return multiplier, *self._rule.direction(theta, gradient, multiplier, _values(slots), at)
 
     def _descended(self, theta, u, norms, slots, rate, t):
@@ -187,6 +201,13 @@ class UpdateKernels:
         at = Coefficients(rate, t, tf.constant(self._decays, norms.dtype))
         phi = self._rule.trust(norms[:, 0], norms[:, 1], at)
         return tf.where(self._adapts, phi, tf.ones_like(phi))
+
+    def _l2(self, shard, noise):
+        """λ₂, or λ₂(1 − q); `None` if none of the variables has it."""
+        if not any(self._l2s):
+            return None
+        l2 = shard.broadcast(tf.constant(self._l2s, self._shard.bucket.dtype))
+        return l2 if noise is None else l2 * noise
 
     def _coefficients(self, shard, rate, t):
         decays = tf.constant(self._decays, self._shard.bucket.dtype)
@@ -220,11 +241,12 @@ class UpdateKernels:
         """
         sample = telemetry.StridedSubsample(self._shard, self._number_of_variables)
         mean, r = sample.of(statistics.mean), sample.of(statistics.r)
+        noise = None if statistics.noise is None else sample.of(statistics.noise)
         theta = sample.of(self._shard.cut(variables))
         slots = {name: sample.of(slot) for name, slot in slots.items()}
-        sampled = Statistics(mean, r, statistics.sums)
+        sampled = Statistics(mean, r, noise, statistics.sums)
         multiplier, u, _ = self._toward(sample, theta, sampled, slots, scales, rate, t)
-        if self._settings.estimator == "robust":
+        if self._settings.estimator != "paper":
             r = gsnr_of_share(r, number)
         bounds = (self._settings.gamma, self._settings.ceiling)
         return telemetry.sampled_sums(sample, mean, r, multiplier, bounds, theta, u)

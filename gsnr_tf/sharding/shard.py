@@ -9,8 +9,9 @@ class Shard:
     """Blocks `first` to `last` of a bucket, with what concerns its variables.
 
     In a shard of a single variable a vector has the shape `[elements]` and the
-    variable's own numbers are scalars; otherwise `[blocks, BLOCK]` and `[blocks, 1]`,
-    each block's variable's.
+    variable's own numbers are scalars; otherwise `[blocks, block]` and `[blocks, 1]`,
+    each block's variable's. Where variables are judged by row a block is a row, and a
+    vector has the shape `[rows, width]` also in a shard of a single one.
 
     Attributes:
         start, stop: The elements of the bucket.
@@ -21,7 +22,8 @@ class Shard:
         self.bucket = bucket
         self.start, self.stop = bucket.at(first), bucket.at(last)
         self.size = self.stop - self.start
-        self.shape = [self.size] if bucket.alone else [last - first, BLOCK]
+        flat = bucket.alone and not bucket.by_row
+        self.shape = [self.size] if flat else [last - first, bucket.block]
         self._variable_of_block = bucket.variable_of_block[first:last]
 
     @classmethod
@@ -36,13 +38,21 @@ class Shard:
         return tf.gather(values, self._variable_of_block)[:, None]
 
     def sums(self, *vectors):
-        """Sums over each variable's elements, `[variables, len(vectors)]`."""
+        """Sums over each variable's elements, `[variables, len(vectors)]`.
+
+        By row, vectors may be `[rows, 1]`.
+        """
         if self.bucket.alone:
-            return tf.stack([_sum(vector) for vector in vectors])[None]
+            return tf.stack([self._sum(vector) for vector in vectors])[None]
         sums = tf.stack([_row_sums(vector) for vector in vectors], axis=1)
         return tf.math.unsorted_segment_sum(
             sums, self._variable_of_block, len(self.bucket.indices)
         )
+
+    def _sum(self, vector):
+        if self.bucket.by_row:
+            return tf.reduce_sum(_row_sums(vector))
+        return _flat_sum(vector)
 
     def cut(self, tensors):
         """This shard of the bucket's variables, a tensor each, in `shape`."""
@@ -59,7 +69,7 @@ def _row_sums(rows):
     return tf.linalg.matvec(rows, tf.ones([rows.shape[1]], rows.dtype))
 
 
-def _sum(vector):
+def _flat_sum(vector):
     """Of `[n]`, where n need not be a number of blocks."""
     whole = vector.shape[0] // BLOCK * BLOCK
     rows = tf.reshape(vector[:whole], [-1, BLOCK])

@@ -162,13 +162,16 @@ class StridedSubsample:
             variable_of.append(np.full(len(chosen), variable, "int32"))
             weights.append(np.full(len(chosen), weight))
         self._variables = len(shard.bucket.indices)
+        self._shape = shard.shape
         self._positions, self._variable_of, self.weights = (
             np.concatenate(parts) for parts in (positions, variable_of, weights)
         )
 
     def of(self, vector):
-        """The elements of the subsample of a tensor in the shape of the shard."""
-        return tf.gather(tf.reshape(vector, [-1]), self._positions)
+        """The elements of the subsample of a tensor in the shape of the shard, or one that
+        has a number for each row."""
+        whole = tf.broadcast_to(vector, self._shape)
+        return tf.gather(tf.reshape(whole, [-1]), self._positions)
 
     def broadcast(self, values):
         """From a number for each variable to one for each of its elements."""

@@ -11,16 +11,20 @@ from gsnr_tf.stats.gsnr import (
     signal_share,
 )
 from gsnr_tf.stats.moments import Moments, merged
+from gsnr_tf.stats.shrinkage import ROW_ESTIMATORS, james_stein, row_moments
 
 __all__ = [
     "ESTIMATORS",
     "Moments",
+    "ROW_ESTIMATORS",
     "SOUND_SAMPLES",
     "clip_multiplier",
     "countable",
     "gsnr",
     "gsnr_of_share",
+    "james_stein",
     "merged",
     "multiplier",
+    "row_moments",
     "signal_share",
 ]

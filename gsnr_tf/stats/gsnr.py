@@ -60,7 +60,7 @@ def gsnr_of_share(share, samples):
 
 
 # What the multiplier is made of, by the name of the estimator.
-ESTIMATORS = {"paper": gsnr, "robust": signal_share}
+ESTIMATORS = {"paper": gsnr, "robust": signal_share, "james_stein": signal_share}
 
 
 def multiplier(mean, variance, samples, gamma, ceiling, estimator="paper"):

@@ -7,6 +7,8 @@ from tests.problems import (
     EVERYTHING,
     OPTIMIZERS,
     PROBLEMS,
+    ROWS,
+    TABLES,
     VARIANTS,
     assert_close,
     feed,
@@ -61,6 +63,28 @@ def test_float64(row):
     optimizer = compare(VARIANTS[row], EVERYTHING, "float64")
     for slots in optimizer._slots.values():
         assert {slot.dtype for slot in slots} == {"float64"}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_by_row(row):
+    compare(ROWS[row], TABLES, "float64")
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_narrow_rows(width):
+    problem = TABLES._replace(
+        names=["embeddings"],
+        weights=[TABLES.weights[0][:, :width]],
+        samples=[[[one[0][:, :width]] for one in update] for update in TABLES.samples],
+    )
+    compare(ROWS["adam james_stein gated"], problem, "float64")
+
+
+def test_small_tables_of_one_width_share_a_bucket():
+    names, weights = TABLES.names * 2, [w + i for i in (0, 1) for w in TABLES.weights]
+    samples = [[one * 2 for one in update] for update in TABLES.samples]
+    problem = TABLES._replace(names=names, weights=weights, samples=samples)
+    compare(ROWS["lamb james_stein outside"], problem, "float64")
 
 
 @pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm", "clipvalue"])
