@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from gsnr_tf.resilience import ElasticState, LossScaleOptimizer, elastic_run
 
 __all__ = [
+    "GSNRSGD",
     "DistributedOptimizer",
     "ElasticState",
     "GSNRAdam",
     "GSNRLamb",
     "GSNRLars",
-    "GSNRSGD",
     "LossScaleOptimizer",
     "callbacks",
     "elastic_run",

@@ -1,4 +1,4 @@
-"""Importing the package loads little, needs little, and leaves Keras able to load models."""
+"""Importing the package loads little, needs little, and Keras can still load models."""
 
 import ast
 import importlib
@@ -85,7 +85,9 @@ def test_one_process_trains_without_horovod_and_psutil():
 def saved_models(folder):
     """Models with optimizers of every kind, in files; the class of each optimizer."""
     made = {
-        "lamb": GSNRLamb(WarmupCosineLR(0.1, 20, warmup_num_steps=2), gradient_accumulation_steps=2),
+        "lamb": GSNRLamb(
+            WarmupCosineLR(0.1, 20, warmup_num_steps=2), gradient_accumulation_steps=2
+        ),
         "lars": GSNRLars(0.1),
         "wrapped": DistributedOptimizer(keras.optimizers.Nadam(0.1)),
         "scaled": LossScaleOptimizer(GSNRAdam(0.1)),
@@ -190,9 +192,7 @@ def test_another_backend_is_refused_with_what_to_do(tmp_path, how):
     if how == "file":
         environment = {"KERAS_BACKEND": "", "KERAS_HOME": str(tmp_path)}
         (tmp_path / "keras.json").write_text('{"backend": "jax"}')
-    done = processes.run(
-        processes.python("-c", "import gsnr_tf"), SECONDS, **environment
-    )
+    done = processes.run(processes.python("-c", "import gsnr_tf"), SECONDS, **environment)
     assert done.code == 1
     assert "gsnr_tf needs Keras on TensorFlow. Received: the Keras backend 'jax'." in (
         done.output
