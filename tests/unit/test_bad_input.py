@@ -157,7 +157,7 @@ def test_communicator(row, communicator, message):
 @every
 def test_horovod_that_is_not_there(row, monkeypatch):
     monkeypatch.setitem(sys.modules, "horovod.tensorflow", None)
-    with pytest.raises(ImportError, match="Horovod was asked for.*install_horovod"):
+    with pytest.raises(ImportError, match="Horovod was asked for.*install-horovod"):
         row.make(communicator="horovod", **SOUND).build([variable()])
 
 
