@@ -49,6 +49,7 @@ print("all light")
 )
 
 
+@pytest.mark.smoke
 def test_the_command_line_answers_without_tensorflow_and_what_is_optional(tmp_path):
     path = tmp_path / "job.json"
     values = {
@@ -77,6 +78,7 @@ print("trained")
 )
 
 
+@pytest.mark.smoke
 def test_one_process_trains_without_horovod_and_psutil():
     done = processes.run(processes.python("-c", TRAIN), SECONDS)
     assert done.code == 0 and "trained" in done.output, done.output
@@ -132,6 +134,7 @@ def modules():
             yield importlib.import_module(module.name)
 
 
+@pytest.mark.smoke
 def test_every_class_that_keras_may_have_to_load_has_a_stand_in():
     """A class that is newly registered needs a row in `_keras_names.HOMES`."""
     assert len(list(modules())) > 100
