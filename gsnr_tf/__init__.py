@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from gsnr_tf.resilience import ElasticState, LossScaleOptimizer, elastic_run
 
 __all__ = [
+    "GSNRSGD",
     "DistributedOptimizer",
     "ElasticState",
     "GSNRAdam",
     "GSNRLamb",
     "GSNRLars",
     "GSNRNadam",
-    "GSNRSGD",
     "LossScaleOptimizer",
     "callbacks",
     "elastic_run",

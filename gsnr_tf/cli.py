@@ -6,8 +6,8 @@ import importlib
 from gsnr_tf._extras import told_what_to_install
 from gsnr_tf._version import __version__
 
-# Each is a module of gsnr_tf.commands (with _ for -) that has `HELP`, `add_arguments(parser)` and
-# `run(args)`, which returns the exit code.
+# Each is a module of gsnr_tf.commands (with _ for -) that has `HELP`,
+# `add_arguments(parser)` and `run(args)`, which returns the exit code.
 COMMANDS = (
     "run", "env", "config", "report", "advise", "compare", "tune", "plan", "bench",
     "install-horovod",

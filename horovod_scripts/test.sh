@@ -4,10 +4,10 @@ set -euo pipefail
 
 usage() {
     cat <<END
-Usage: test.sh [--cpu | --gpu] [--lint | --smoke | --slow] [ARGUMENTS OF PYTEST]
+Usage: test.sh [--cpu | --gpu] [--lint | --smoke | --slow] [PYTEST'S ARGUMENTS]
 
-Makes or completes the environment in .venv, then runs tests in it: all in tests/
-but for the slow ones, or those that the arguments name. The exit code is pytest's.
+Makes or completes the environment in .venv, then runs tests in it: all but the
+slow ones, or those that the arguments name. The exit code is pytest's.
 
   test.sh                       what should pass before a change is handed on
   test.sh -k lamb tests/unit    the unit tests that have lamb in their name
@@ -15,9 +15,8 @@ but for the slow ones, or those that the arguments name. The exit code is pytest
 
   --cpu, --gpu   for this device (otherwise: a GPU if there is one)
   --lint         no tests: format, lint and types of the sources
-  --smoke        the tests that are marked smoke: the core, in less than a minute
-  --slow         the tests that are marked slow: real models, studies, hosts that come
-                 and go
+  --smoke        the tests marked smoke: the core, in less than a minute
+  --slow         the tests marked slow: real models, studies, elastic jobs
   --             all that follows goes to pytest (-- --help: its options)
   -h, --help     print this text, and stop
 

@@ -9,9 +9,7 @@ HELP = "batch, workers and learning rate for the next run"
 
 
 def add_arguments(parser):
-    parser.add_argument(
-        "folder", metavar="RUN_DIR", help="the log_dir of a GSNRMonitor"
-    )
+    parser.add_argument("folder", metavar="RUN_DIR", help="the log_dir of a GSNRMonitor")
     parser.add_argument(
         "--cost",
         type=float,
@@ -84,7 +82,9 @@ def _rows(advice):
     yield "examples", "1", f"{best.examples:.2f}", examples
     if best.seconds is not None:
         backward, communication, update = (f"{1e3 * s:.3g}" for s in advice.times)
-        why = f"{backward} ms a micro-batch, {communication} communication, {update} update"
+        why = (
+            f"{backward} ms a micro-batch, {communication} communication, {update} update"
+        )
         yield (
             "seconds",
             "1",

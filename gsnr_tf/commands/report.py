@@ -7,9 +7,7 @@ HELP = "a page of what a run recorded"
 
 
 def add_arguments(parser):
-    parser.add_argument(
-        "folder", metavar="RUN_DIR", help="the log_dir of a GSNRMonitor"
-    )
+    parser.add_argument("folder", metavar="RUN_DIR", help="the log_dir of a GSNRMonitor")
     parser.add_argument(
         "--output", type=Path, help="the file to write; defaults to RUN_DIR/report.html"
     )

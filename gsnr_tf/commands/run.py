@@ -28,9 +28,7 @@ def add_arguments(parser):
     where.add_argument(
         "--hosts", metavar="H1:4,H2:4", help="hosts, and room for how many ranks"
     )
-    where.add_argument(
-        "--hostfile", metavar="FILE", help="lines such as `node1 slots=4`"
-    )
+    where.add_argument("--hostfile", metavar="FILE", help="lines such as `node1 slots=4`")
     where.add_argument(
         "--host-discovery-script",
         metavar="FILE",

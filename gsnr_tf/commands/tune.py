@@ -12,9 +12,7 @@ HELP = "find the fastest micro-batch and bucket size for a job"
 
 def add_arguments(parser):
     parser.add_argument("config", help="JSON file that the script reads as well")
-    parser.add_argument(
-        "--np", type=int, default=1, help="number of ranks (default: 1)"
-    )
+    parser.add_argument("--np", type=int, default=1, help="number of ranks (default: 1)")
     parser.add_argument(
         "--seconds", type=float, default=600, help="limit of a trial (default: 600)"
     )

@@ -1,9 +1,9 @@
 """Which optimizers and schedules there are and what they take, without loading them.
 
-signatures.json has those of the oldest Keras that gsnr_tf works with, and of this package.
-So a configuration is checked in no time, and its schema and its pages are the same
-whatever Keras is installed. What the file does not know is looked up in the installed
-Keras, which loads TensorFlow.
+signatures.json has those of the oldest Keras that gsnr_tf works with, and of this
+package. So a configuration is checked in no time, and its schema and its pages are the
+same whatever Keras is installed. What the file does not know is looked up in the
+installed Keras, which loads TensorFlow.
 
 `gsnr-tf config signatures` writes anew what the file has of this package, and with the
 option --keras, meant for the oldest Keras, the rest as well. A test compares it with what
@@ -94,7 +94,11 @@ def _installed():
     }
     ours = [vars(family)[name] for name in family.__all__]
     found.update(
-        {r.__name__: r for r in ours if isinstance(r, type) and issubclass(r, GSNROptimizer)}
+        {
+            r.__name__: r
+            for r in ours
+            if isinstance(r, type) and issubclass(r, GSNROptimizer)
+        }
     )
     return found
 
@@ -152,6 +156,5 @@ def write(keras=False):
     sections = []
     for section, entries in current(keras).items():
         lines = [f"  {json.dumps(name)}: {json.dumps(e)}" for name, e in entries.items()]
-        sections.append(f' {json.dumps(section)}: {{\n' + ",\n".join(lines) + "\n }")
+        sections.append(f" {json.dumps(section)}: {{\n" + ",\n".join(lines) + "\n }")
     FILE.write_text("{\n" + ",\n".join(sections) + "\n}\n", encoding="utf-8")
-

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.processes import ROOT, python, run
 
 # Measured over eight seeds: .7962 ± .0010 and .7964 ± .0018. The threshold is five spreads
@@ -10,6 +12,7 @@ from tests.processes import ROOT, python, run
 TEST_AUC = 0.786
 
 
+@pytest.mark.slow
 def test_both_optimizers_reach_their_auc(tmp_path):
     """One process with 8 micro-batches: the samples of 2 ranks with 4 each."""
     example = ROOT / "keras_examples" / "movielens_dlrm.py"

@@ -5,11 +5,14 @@ import re
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.integration.test_examples import command_line
 from tests.processes import Process, run
 
 TASK = str(Path(__file__).with_name("plane_task.py"))
 SECONDS = 400
+pytestmark = pytest.mark.slow
 
 
 def study(folder):
@@ -37,7 +40,7 @@ def test_a_study_that_is_killed_goes_on_where_it_was(tmp_path):
             time.sleep(0.05)
         process.kill()
         # Its workers notice, in whatever they are doing.
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + SECONDS
         while process.family():
             assert time.monotonic() < deadline, process.family()
             time.sleep(0.1)

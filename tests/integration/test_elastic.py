@@ -16,6 +16,7 @@ from tests.processes import python, run
 PROGRAM = str(Path(__file__).with_name("elastic_training.py"))
 EPOCHS, BATCHES, COMMIT = 3, 8, 2
 SECONDS = 240
+pytestmark = pytest.mark.slow
 
 
 def train(folder, sharding, fewest):

@@ -43,6 +43,7 @@ def printed_by(rank, output):
     return [line.removeprefix(prefix) for line in lines]
 
 
+@pytest.mark.slow
 def test_rank_0_alone_prints_progress_and_a_table_of_both_optimizers(on_two_ranks):
     output, folder = on_two_ranks
     lines = printed_by(0, output)
@@ -61,6 +62,7 @@ def test_rank_0_alone_prints_progress_and_a_table_of_both_optimizers(on_two_rank
     assert lines[-1] == f"saved {folder}/results.json and {folder}/auc.png"
 
 
+@pytest.mark.slow
 def test_results_and_plot_are_saved(on_two_ranks):
     _, folder = on_two_ranks
     results = json.loads((folder / "results.json").read_text())
@@ -86,6 +88,7 @@ def test_results_and_plot_are_saved(on_two_ranks):
     assert (width, height) == (2100, 600)
 
 
+@pytest.mark.slow
 def test_one_process_repeats_what_two_ranks_learned(on_two_ranks, tmp_path):
     """8 micro-batches are the same 8 samples as 2 ranks x 4 micro-batches.
 
@@ -120,6 +123,7 @@ def test_help_answers_without_importing_tensorflow(example):
     assert not {"tensorflow", "keras", "numpy"} & set(imported)
 
 
+@pytest.mark.slow
 def test_a_task_file_trains_its_model_by_itself():
     setting = ["MaskedBytes", "--epochs", "0.01", "--batch-size", "64"]
     task = python(str(EXAMPLES / "language_task.py"), *setting, "--accumulation-steps", "2")
@@ -133,6 +137,7 @@ def test_a_task_file_trains_its_model_by_itself():
     assert re.search(r"^test loss \(nats a byte\) [\d.]+$", finished.output, re.M)
 
 
+@pytest.mark.slow
 def test_the_engine_goes_on_where_two_ranks_stopped_with_one(
     tmp_path, monkeypatch, capsys
 ):
@@ -168,6 +173,7 @@ def free_ports(number):
     return ports
 
 
+@pytest.mark.slow
 def test_the_loop_learns_the_same_on_devices_and_on_workers():
     """2 replicas x 4 micro-batches, in one process and in two."""
     setting = ["--epochs", "1", "--accumulation-steps", "4"]
@@ -216,6 +222,7 @@ def test_the_command_line_tells_versions():
     assert "\nProblems\n" in environment.output
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_time_and_memory():
     setting = ["--np", "2", "--params", "20k", "--tensors", "4", "--rounds", "2"]
     bench = run(command_line("bench", "step", *setting), SECONDS)

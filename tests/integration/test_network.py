@@ -19,6 +19,7 @@ _REFUSAL = sandbox.why_not()
 pytestmark = pytest.mark.skipif(_REFUSAL is not None, reason=str(_REFUSAL))
 
 
+@pytest.mark.slow
 def test_slices_send_what_a_plain_allreduce_sends(tmp_path):
     measured = tmp_path / "measured.json"
     setting = ["--np", "2", "--params", "200k", "--tensors", "2", "--rates", "1"]

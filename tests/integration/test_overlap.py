@@ -1,11 +1,14 @@
 """Gradients leave while backward still runs, as Horovod's own timeline shows."""
 
+import pytest
+
 from gsnr_tf.benchmarks import overlap
 from tests.processes import python, run
 
 LAYERS = 5
 
 
+@pytest.mark.slow
 def test_exchange_overlaps_backward(tmp_path):
     timeline = tmp_path / "timeline.json"
     done = run(

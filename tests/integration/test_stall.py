@@ -26,7 +26,9 @@ def job(way, **environment):
     "way, text",
     [
         ("leaves", "rank 1 has left `fit`, and its script goes on (stalling_rank.py:"),
-        ("is paused", "rank 1 does not answer"),
+        pytest.param(
+            "is paused", "rank 1 does not answer", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_lost_rank_is_named_and_ends_the_job(way, text):
@@ -48,6 +50,7 @@ def test_a_rank_whose_script_has_ended_ends_the_wait_at_once():
     assert "gives up" not in ended.output
 
 
+@pytest.mark.slow
 def test_a_rank_that_evaluates_is_told_and_waited_for():
     done = job("evaluates")
     assert done.code == 0, done.output

@@ -1,4 +1,4 @@
-"""The callbacks that replace Horovod's, all of which fail under Keras 3 (R2)."""
+"""The callbacks that replace Horovod's, all of which fail under Keras 3."""
 
 import numpy as np
 import pytest

@@ -126,7 +126,7 @@ def clip_after_reduction():
 
 
 def test_clipping_acts_on_the_gradient_of_all_ranks(on_ranks):
-    """Keras clips first: the two long gradients would lose their balance (R6)."""
+    """Keras clips first: the two long gradients would lose their balance."""
     for weights, norm in on_ranks(2, clip_after_reduction):
         np.testing.assert_allclose(weights, [0.0, -0.25])
         assert norm == 0.25

@@ -9,6 +9,8 @@ from gsnr_tf import cli
 from gsnr_tf.engine import ConfigError, explain, read, schema
 from gsnr_tf.engine.build import optimizer_arguments
 
+pytestmark = pytest.mark.smoke
+
 GOOD = {
     "train_batch_size": 64,
     "train_micro_batch_size_per_gpu": 4,

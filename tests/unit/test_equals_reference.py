@@ -47,6 +47,7 @@ def compare(row, problem, dtype, **more):
     return optimizer
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("row", VARIANTS)
 def test_float32(row):
     compare(VARIANTS[row], EVERYTHING, "float32")

@@ -7,6 +7,8 @@ import pytest
 
 from gsnr_tf.comm.exchange_plan import ExchangePlan
 
+pytestmark = pytest.mark.smoke
+
 HOSTS, SEATS = 3, 2
 BY_SLOT = [(rank // SEATS, rank % SEATS) for rank in range(HOSTS * SEATS)]
 BY_NODE = [(rank % HOSTS, rank // HOSTS) for rank in range(HOSTS * SEATS)]

@@ -111,7 +111,7 @@ def test_weight_decay_with_exclusions(row):
 
 @every
 def test_exclusions_are_searched_in_the_path(row):
-    """Keras looks at the name alone, where the layer does not appear (R9)."""
+    """Keras looks at the name alone, where the layer does not appear."""
     with keras.name_scope("block"):
         first, second = [keras.Variable(np.full((2, 2), 2.0), name="gamma") for _ in "ab"]
     with keras.name_scope("norm"):

@@ -468,7 +468,7 @@ def test_a_sound_environment_has_no_problems():
         (
             {"versions": {**VERSIONS, "Horovod": None}},
             "Horovod is missing",
-            "install_horovod",
+            "install-horovod",
         ),
         ({"horovod_built_for": None}, "without TensorFlow operations", "--rebuild"),
         ({"horovod_built_for": "2.20.0"}, "for TensorFlow 2.20.0", "--rebuild"),

@@ -1,4 +1,4 @@
-"""Importing the package loads little, needs little, and leaves Keras able to load models."""
+"""Importing the package loads little, needs little, and Keras can still load models."""
 
 import ast
 import importlib
@@ -49,6 +49,7 @@ print("all light")
 )
 
 
+@pytest.mark.smoke
 def test_the_command_line_answers_without_tensorflow_and_what_is_optional(tmp_path):
     path = tmp_path / "job.json"
     values = {
@@ -77,6 +78,7 @@ print("trained")
 )
 
 
+@pytest.mark.smoke
 def test_one_process_trains_without_horovod_and_psutil():
     done = processes.run(processes.python("-c", TRAIN), SECONDS)
     assert done.code == 0 and "trained" in done.output, done.output
@@ -85,7 +87,9 @@ def test_one_process_trains_without_horovod_and_psutil():
 def saved_models(folder):
     """Models with optimizers of every kind, in files; the class of each optimizer."""
     made = {
-        "lamb": GSNRLamb(WarmupCosineLR(0.1, 20, warmup_num_steps=2), gradient_accumulation_steps=2),
+        "lamb": GSNRLamb(
+            WarmupCosineLR(0.1, 20, warmup_num_steps=2), gradient_accumulation_steps=2
+        ),
         "lars": GSNRLars(0.1),
         "wrapped": DistributedOptimizer(keras.optimizers.Nadam(0.1)),
         "scaled": LossScaleOptimizer(GSNRAdam(0.1)),
@@ -130,6 +134,7 @@ def modules():
             yield importlib.import_module(module.name)
 
 
+@pytest.mark.smoke
 def test_every_class_that_keras_may_have_to_load_has_a_stand_in():
     """A class that is newly registered needs a row in `_keras_names.HOMES`."""
     assert len(list(modules())) > 100
@@ -190,9 +195,7 @@ def test_another_backend_is_refused_with_what_to_do(tmp_path, how):
     if how == "file":
         environment = {"KERAS_BACKEND": "", "KERAS_HOME": str(tmp_path)}
         (tmp_path / "keras.json").write_text('{"backend": "jax"}')
-    done = processes.run(
-        processes.python("-c", "import gsnr_tf"), SECONDS, **environment
-    )
+    done = processes.run(processes.python("-c", "import gsnr_tf"), SECONDS, **environment)
     assert done.code == 1
     assert "gsnr_tf needs Keras on TensorFlow. Received: the Keras backend 'jax'." in (
         done.output

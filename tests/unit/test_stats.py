@@ -10,6 +10,8 @@ from hypothesis.extra import numpy as arrays
 from gsnr_tf.stats import Moments, gsnr, gsnr_of_share, multiplier, signal_share
 from tests import reference
 
+pytestmark = pytest.mark.smoke
+
 often = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 ONE = tf.constant(1.0)
 

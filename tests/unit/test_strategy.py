@@ -73,7 +73,7 @@ def compare_with_one_process(mirrored, optimizer, steps):
 
     @tf.function
     def step(gradients):
-        # By convention the loss of a replica is divided by their number (R7).
+        # By convention the loss of a replica is divided by their number.
         scaled = [g / REPLICAS for g in gradients]
         mirrored.run(
             lambda g: trained.apply_gradients(zip(g, weights)), args=(spread(scaled),)
@@ -119,7 +119,7 @@ def linear_model(**arguments):
 
 @pytest.mark.parametrize("steps", [None, 2])
 def test_fit_equals_one_process_that_accumulates(mirrored, steps):
-    """Keras divides the loss by the replicas (R7) and fails to accumulate (R5)."""
+    """Keras divides the loss by the replicas and fails to accumulate."""
     x = np.random.default_rng(0).normal(size=(32, 2)).astype("float32")
     y = x.sum(1, keepdims=True) ** 2
     calls = steps or 1
@@ -139,7 +139,7 @@ def test_fit_equals_one_process_that_accumulates(mirrored, steps):
 @pytest.mark.parametrize("steps", [None, 2])
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_an_overflow_on_one_replica_is_skipped_by_all(mirrored, policy, steps):
-    """Keras asks replica 0 alone, and the others' infinities reach the weights (R4)."""
+    """Keras asks replica 0 alone, and the others' infinities reach the weights."""
     keras.config.set_dtype_policy(policy)
     # Small enough not to overflow by themselves at the initial scale of 2**15.
     x = 0.1 * np.random.default_rng(0).normal(size=(48, 2)).astype("float32")
