@@ -113,48 +113,61 @@ def first_rates(start, number):
 def state(plan, known):
     """The `State` of a race.
 
+    A decision needs all runs of the stage before it, and no other. So it does not depend
+    on the order in which runs end, or on where a study was stopped.
+
     Args:
         plan: The `Plan`.
         known: Dict from `Run` to its loss, a float.
     """
-    everyone, grid = range(plan.contenders), plan.grid
+    everyone, grid, unstable = range(plan.contenders), plan.grid, None
+    # Pairs of contender and setting that go to the end on the seeds of the grid.
+    finished = []
+
+    def lacking(pairs, seeds, whole=True):
+        return _missing(known, pairs, seeds, whole)
+
     for growth in range(GROWTHS + 1):
-        unstable = unstable_rate(plan, grid, known)
-        for stage, runs in _grid_runs(plan, grid, known, unstable):
-            if runs:
-                return State(stage, runs, grid, unstable, [])
-        ranked = [_ranked(plan, grid, known, c, unstable) for c in everyone]
+        pairs = [(c, s) for c in everyone for s in grid.settings()]
+        if runs := lacking(pairs, plan.grid_seeds, whole=False):
+            return State("first third", runs, grid, unstable, [])
+        finished += _better_halves(plan, grid, known, everyone)
+        if runs := lacking(finished, plan.grid_seeds):
+            return State("grid", runs, grid, unstable, [])
+        unstable = unstable_rate(plan, pairs, finished, known, plan.grid_seeds)
+        without = [c for c in everyone if not _ranked(plan, finished, known, c, unstable)]
+        finished += _better_halves(plan, grid, known, without, unstable)
+        if runs := lacking(finished, plan.grid_seeds):
+            return State("grid", runs, grid, unstable, [])
+        ranked = [_ranked(plan, finished, known, c, unstable) for c in everyone]
         larger = grown(plan, grid, [settings[0] for settings in ranked], unstable)
         if larger == grid or growth == GROWTHS:
             break
         grid = larger
-    few = [settings[:FEW] for settings in ranked]
-    runs = _missing(known, [(c, s) for c in everyone for s in few[c]], plan.few_seeds)
-    if runs:
+    few = [(c, setting) for c in everyone for setting in ranked[c][:FEW]]
+    if runs := lacking(few, plan.few_seeds):
         return State("few", runs, grid, unstable, [])
-    # What the few have shown of a rate counts too.
-    chosen = [
-        min(few[c], key=lambda setting: _mean(known, c, setting, plan.few_seeds))
-        for c in everyone
-    ]
-    runs = _missing(known, list(enumerate(chosen)), plan.all_seeds)
+    # More seeds may show that a rate is unstable, but do not leave anyone without any.
+    later = unstable_rate(plan, few, few, known, plan.few_seeds)
+    chosen = []
+    for c in everyone:
+        settings = _ranked(plan, few, known, c, later, plan.few_seeds)
+        chosen.append((settings or ranked[c][:FEW])[0])
+    unstable = min({unstable, later} - {None}, default=None)
+    runs = lacking(list(enumerate(chosen)), plan.all_seeds)
     return State("all" if runs else "done", runs, grid, unstable, chosen)
 
 
-def _grid_runs(plan, grid, known, unstable):
-    """Pairs of a stage of the grid and the runs it lacks."""
-    pairs = [(c, s) for c in range(plan.contenders) for s in grid.settings()]
-    yield "first third", _missing(known, pairs, plan.grid_seeds, whole=False)
-    kept = [
+def _better_halves(plan, grid, known, contenders, unstable=None):
+    return [
         (contender, setting)
-        for contender in range(plan.contenders)
+        for contender in contenders
         for setting in better_half(plan, grid, known, contender, unstable)
     ]
-    yield "grid", _missing(known, kept, plan.grid_seeds)
 
 
 def _missing(known, pairs, seeds, whole=True):
-    runs = [Run(*pair, seed, whole) for pair in pairs for seed in seeds]
+    runs = dict.fromkeys(Run(*pair, seed, whole) for pair in pairs for seed in seeds)
     # What diverged in its first third need not be run to the end.
     return [r for r in runs if r not in known and not _diverged_early(known, r)]
 
@@ -168,6 +181,7 @@ def _loss(known, run):
 
 
 def _diverged(known, run):
+    """Whether a run, or its first third, diverged; `None` if it was not run."""
     ends = [known[r] for r in (run, run._replace(whole=False)) if r in known]
     return math.inf in ends if ends else None
 
@@ -196,15 +210,16 @@ def _below(unstable, grid):
     return [s for s in grid.settings() if unstable is None or s.learning_rate < unstable]
 
 
-def _ranked(plan, grid, known, contender, unstable):
-    """The settings of a contender that were run to the end on the seeds of the grid, the
-    best first; of equals, the smaller rate."""
+def _ranked(plan, pairs, known, contender, unstable, seeds=None):
+    """The settings of a contender among pairs, without rates that are dropped, the best
+    first; of equals, the smaller rate."""
+    seeds = plan.grid_seeds if seeds is None else seeds
     means = {
-        setting: _mean(known, contender, setting, plan.grid_seeds)
-        for setting in _below(unstable, grid)
+        setting: _mean(known, contender, setting, seeds)
+        for owner, setting in pairs
+        if owner == contender and (unstable is None or setting.learning_rate < unstable)
     }
-    tried = [setting for setting, loss in means.items() if loss is not None]
-    return sorted(tried, key=lambda setting: (means[setting], setting))
+    return sorted(means, key=lambda setting: (means[setting], setting))
 
 
 def grown(plan, grid, best, unstable=None):
@@ -243,37 +258,48 @@ def _rounded(value):
     return float(f"{value:.6g}")
 
 
-def unstable_rate(plan, grid, known):
+def unstable_rate(plan, begun, finished, known, seeds):
     """The smallest rate at which some contender's seeds spread too far, or `None`.
 
     The spread of a contender at a rate is the root mean square over all values of the
-    regularizer that were run to the end on two seeds or more. Too far is more than `WIDE`
-    times the median of all contenders and rates, or that some seeds diverged and others
-    did not. The smallest rate of the grid is never dropped.
+    regularizer that were run to the end. Too far is more than `WIDE` times the median of
+    all contenders and rates, or that some seeds diverged and others did not. The smallest
+    rate of the first grid is never dropped.
+
+    Args:
+        plan: The `Plan`.
+        begun, finished: Pairs of contender and `Setting`, run for a third or to the end.
+        known: Dict from `Run` to loss.
+        seeds: List of ints, those they were run on.
     """
-    spreads, uneven = {}, set()
-    for contender in range(plan.contenders):
-        for rate in grid.rates:
-            squares = freedom = 0
-            for value in grid.values:
-                runs = [Run(contender, Setting(rate, value), s, True) for s in plan.all_seeds]
-                # Of each seed that was run, whether it diverged.
-                if len({_diverged(known, run) for run in runs} - {None}) > 1:
-                    uneven.add(rate)
-                finite = [known[r] for r in runs if math.isfinite(known.get(r, math.inf))]
-                if len(finite) > 1:
-                    middle = mean(finite)
-                    squares += sum((loss - middle) ** 2 for loss in finite)
-                    freedom += len(finite) - 1
-            if freedom:
-                spreads[contender, rate] = math.sqrt(squares / freedom), freedom
-    usual = median(spread for spread, _ in spreads.values()) if spreads else 0.0
+    uneven, squares = set(), {}
+    for contender, setting in begun:
+        runs = [Run(contender, setting, seed, False) for seed in seeds]
+        if len({_diverged(known, run) for run in runs} - {None}) > 1:
+            uneven.add(setting.learning_rate)
+    for contender, setting in dict.fromkeys(finished):
+        runs = [Run(contender, setting, seed, True) for seed in seeds]
+        if len({_diverged(known, run) for run in runs} - {None}) > 1:
+            uneven.add(setting.learning_rate)
+        losses = [_loss(known, run) for run in runs]
+        if all(map(math.isfinite, losses)):
+            middle = mean(losses)
+            far = sum((loss - middle) ** 2 for loss in losses), len(losses) - 1
+            squares.setdefault((contender, setting.learning_rate), []).append(far)
+    spreads = {}
+    for (_, rate), found in squares.items():
+        total, freedom = map(sum, zip(*found))
+        if freedom:
+            spreads.setdefault(rate, []).append((math.sqrt(total / freedom), freedom))
+    each = [spread for found in spreads.values() for spread, _ in found]
+    usual = median(each) if each else 0.0
     wide = {
         rate
-        for (_, rate), (spread, freedom) in spreads.items()
-        if freedom >= _FREEDOM and spread > WIDE * usual
+        for rate, found in spreads.items()
+        if any(freedom >= _FREEDOM and spread > WIDE * usual for spread, freedom in found)
     }
-    return min((wide | uneven) - {grid.rates[0]}, default=None)
+    smallest = plan.grid.rates[0]
+    return min((rate for rate in wide | uneven if rate > smallest), default=None)
 
 
 def on_the_edge(plan, found, contender):
@@ -298,9 +324,14 @@ def cost(run, known):
     return 2 / 3 if run._replace(whole=False) in known else 1.0
 
 
-def cost_left(plan, known):
-    """Whole trainings that a race still takes if its grid grows no more, a float."""
-    now = state(plan, known)
+def cost_left(plan, known, now):
+    """Whole trainings that a race still takes if its grid grows no more, a float.
+
+    Args:
+        plan: The `Plan`.
+        known: Dict from `Run` to loss.
+        now: The `State`.
+    """
     left = sum(cost(run, known) for run in now.runs)
     half = math.ceil(len(now.grid.settings()) / 2)
     if now.stage == "first third":

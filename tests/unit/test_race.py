@@ -214,11 +214,11 @@ def test_the_work_left_falls_to_nothing():
     plan = Plan(2, GRID)
     known, left = {}, []
     while (now := race.state(plan, known)).runs:
-        left.append(race.cost_left(plan, known))
+        left.append(race.cost_left(plan, known, race.state(plan, known)))
         run = now.runs[0]
         spent = race.cost(run, known)
         known[run] = bowl(0.01)(run)
-        assert race.cost_left(plan, known) == pytest.approx(left[-1] - spent)
-    assert race.cost_left(plan, known) == 0
+        assert race.cost_left(plan, known, race.state(plan, known)) == pytest.approx(left[-1] - spent)
+    assert race.cost_left(plan, known, race.state(plan, known)) == 0
     assert left[0] == pytest.approx(2 * (15 * 2 / 3 + 8 * 2 * 2 / 3 + 4 * 2 + 4))
     assert race.cost(Run(0, GRID.settings()[0], 1, False), {}) == pytest.approx(1 / 3)
