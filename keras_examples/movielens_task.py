@@ -55,7 +55,7 @@ class MovieLensDLRM(Task):
     metric, higher_is_better, target = "AUC", True, 0.76
     loss = "binary_crossentropy"
     epochs = 10
-    learning_rates = {"adam": 0.03, "lamb": 0.05, "momentum": 3.0}
+    learning_rates = {"adam": 0.01, "lamb": 0.05, "momentum": 3.0}
     # Without it, the base lacks more than any form of GSNR gives.
     regularizer, regularizers = "l2", (0.0, 0.001, 0.003)
     sizes = {"default": {"width": 16}, "large": {"width": 64}}
