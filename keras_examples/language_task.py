@@ -21,6 +21,8 @@ class Bytes(Task):
     metric = "loss (nats a byte)"
     tokens, causal = 256, False
     learning_rates = {"adam": 0.005, "lamb": 0.02}
+    regularizer, regularizers = "weight_decay", (0.0, 0.01, 0.1)
+    resplit = False  # the splits are of different files
     sizes = {
         "small": {
             "width": 32,

@@ -1,9 +1,8 @@
 """Compares base optimizers with GSNR, each tuned alike, on a task of yours or ours.
 
-Every contender at every batch size searches for its learning rate by the same rule with
-the same number of trials. The two best rates then run with several seeds; the
-validation split chooses between them, and what was chosen is scored on the test split.
-A study that was interrupted goes on where it was when the same command is given again.
+All contenders at a batch size try the same learning rates and values of a regularizer
+with the same seeds; what is behind stops early. The validation split chooses, and what was
+chosen is scored on the test split and compared with base seed by seed. A study that was interrupted goes on where it was when the same command is given again.
 """
 
 import argparse
@@ -29,10 +28,10 @@ def add_arguments(parser):
         help="gradient samples an update, over all ranks (default: 8)")
     add("--np", type=int, metavar="N", default=1,
         help="ranks that train together (default: 1)")
-    add("--trials", type=int, metavar="N", default=7,
-        help="learning rates each contender may try at each batch (default: 7)")
-    add("--seeds", type=int, metavar="N", default=3,
-        help="runs at each of the two best rates (default: 3)")
+    add("--trials", type=int, metavar="N", default=5,
+        help="learning rates of the first grid, which all contenders try (default: 5)")
+    add("--seeds", type=int, metavar="N", default=8,
+        help="runs at the chosen setting of each (default: 8)")
     add("--epochs", type=float, metavar="N", help="instead of the task's own")
     add("--target", type=float, metavar="SCORE", help="instead of the task's own")
     add("--size", default="default", help="one of the task's sizes")

@@ -65,11 +65,11 @@ class Contender:
             words.append(f"k={self.samples}")
         return " ".join(["GSNR", *words])
 
-    def optimizer(self, learning_rate, accumulation_steps):
-        """A new optimizer for all ranks."""
+    def optimizer(self, learning_rate, accumulation_steps, **more):
+        """A new optimizer for all ranks; `more` are arguments that all contenders have."""
         rule = RULES[self.rule]
         steps = accumulation_steps if accumulation_steps > 1 else None
-        common = {**rule.arguments, "gradient_accumulation_steps": steps}
+        common = {**rule.arguments, **more, "gradient_accumulation_steps": steps}
         if self.kind == "base":
             return DistributedOptimizer(rule.base(learning_rate, **common))
         return rule.gsnr(learning_rate, **{**common, **dict(self.arguments)})

@@ -118,7 +118,7 @@ def _to_target(axis, own, looks, what, label):
 
 
 def rates(found, optimizer, metric):
-    """The validation score at every learning rate that was tried, for one optimizer.
+    """The validation score of the learning rates that were not stopped, for one optimizer.
 
     Returns:
         A matplotlib figure.
@@ -152,7 +152,7 @@ def rates(found, optimizer, metric):
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center",
         ncols=2, frameon=False,
     )  # fmt: skip
-    figure.suptitle(f"{optimizer}: the search (ring: chosen)")
+    figure.suptitle(f"{optimizer}: the grid at the chosen regularizer (ring: chosen)")
     return figure
 
 
@@ -167,8 +167,3 @@ def _curve(axis, outcome, look):
             outcome.learning_rate, chosen, "o", markersize=13, markerfacecolor="none",
             markeredgecolor=look["color"],
         )  # fmt: skip
-    for rate, score in outcome.rates.items():
-        if score is None:
-            axis.axvline(
-                rate, color=look["color"], linewidth=0.8, alpha=0.4, linestyle=":"
-            )

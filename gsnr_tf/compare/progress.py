@@ -5,11 +5,20 @@ import time
 
 from rich.progress import BarColumn, Progress, TextColumn
 
+_STAGES = {
+    "first third": "a grid of {grid}, to a third of the updates",
+    "grid": "the better half of a grid of {grid}",
+    "few": "the best few on more seeds",
+    "all": "the chosen ones on all seeds",
+    "done": "done",
+}
+
 
 class StudyProgress:
-    """A bar in a terminal; elsewhere a line for each contender and batch that is done.
+    """A bar in a terminal; elsewhere a line for each stage of each race.
 
-    The time left is that of the runs so far: an early estimate is a rough one.
+    The time left is that of the trainings so far, if no grid grows: an early estimate is
+    a rough one.
 
     Args:
         study: A `Study`.
@@ -18,11 +27,11 @@ class StudyProgress:
 
     def __init__(self, study, console):
         self._study, self._console = study, console
-        self._left = {_key(cell): study.runs_left(cell) for cell in study.cells}
-        self._total = sum(self._left.values())
+        self._stages = self._now()
         self._start, self._lock = time.monotonic(), threading.Lock()
+        self._runs = len(study.rows())
         self._bar = Progress(
-            TextColumn("{task.completed}/{task.total} runs"),
+            TextColumn("{task.fields[runs]} runs"),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[left]}  {task.fields[last]}"),
             console=console,
@@ -30,9 +39,18 @@ class StudyProgress:
             transient=True,
         )
 
+    def _now(self):
+        found = {}
+        for group in self._study.groups:
+            state = group.state()
+            rates, values = map(len, state.grid)
+            grid = f"{rates} rates" if values == 1 else f"{rates} rates × {values} values"
+            found[group.name] = _STAGES[state.stage].format(grid=grid)
+        return found
+
     def __enter__(self):
         self._bar.start()
-        self._task = self._bar.add_task("", total=self._total, left="", last="")
+        self._task = self._bar.add_task("", total=1.0, runs=self._runs, left="", last="")
         return self
 
     def __exit__(self, *_):
@@ -41,23 +59,23 @@ class StudyProgress:
     def __call__(self, row):
         """Counts a finished run; may be called from any thread."""
         with self._lock:
-            key = row["optimizer"], row["batch"], row["contender"], row["samples"]
-            self._left[key] -= 1
-            left = sum(self._left.values())
-            done = self._total - left
-            remaining = (time.monotonic() - self._start) / done * left
+            self._runs += 1
+            left, spent = self._study.left(), self._study.spent
+            remaining = (time.monotonic() - self._start) / spent * left
             told = f"{clock(remaining)} left" if left else "done"
-            name = f"{row['optimizer']} {row['batch']:,} {row['contender']}"
-            self._bar.update(self._task, completed=done, left=told, last=name)
-            if self._bar.disable and not self._left[key]:
-                self._console.print(
-                    f"{done}/{self._total} runs, {told}: {name}", soft_wrap=True
-                )
-
-
-def _key(cell):
-    contender = cell.contender
-    return contender.rule, cell.batch, contender.label, contender.samples
+            self._bar.update(
+                self._task,
+                completed=spent / (spent + left),
+                runs=self._runs,
+                left=told,
+                last=f"{row['optimizer']} {row['batch']:,} {row['contender']}",
+            )
+            now = self._now()
+            for name, stage in now.items():
+                if self._bar.disable and stage != self._stages[name]:
+                    line = f"{self._runs} runs, {told}: {name}: {stage}"
+                    self._console.print(line, soft_wrap=True, highlight=False)
+            self._stages = now
 
 
 def clock(seconds):

@@ -8,8 +8,8 @@ from statistics import median
 import rich.box
 from rich.table import Table
 
-from gsnr_tf.compare import plots, summary
-from gsnr_tf.compare.study import FINALISTS
+from gsnr_tf.compare import plots, race, summary
+from gsnr_tf.compare.settings import NAMED
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
@@ -26,7 +26,7 @@ img { max-width: 100%; height: auto; } li { margin: .3rem 0; }
 def how(study, task):
     """Sentences: what was compared, and that everyone was treated alike."""
     s = study.settings
-    starts = {cell.contender.rule: study.start_of(cell) for cell in study.cells}
+    starts = {c.contender.rule: study.start_of(c.contender.rule) for c in study.cells}
     ranks = f" on {s.ranks} ranks" if s.ranks > 1 else ""
     yield (
         f"{s.task}, size {s.size}: {task.epochs:g} epochs for every run. Updates by "
@@ -34,19 +34,32 @@ def how(study, task):
         "base and control included; warm-up over a tenth of the updates, then a cosine "
         "to 0."
     )
+    values = ""
+    if task.regularizer is not None:
+        listed = ", ".join(f"{value:g}" for value in task.regularizers)
+        values = f" × values of {task.regularizer} ({listed})"
     yield (
-        f"Tuned alike: at each batch every contender tried {s.trials} learning rates "
-        "with one seed, all by the same search from the same start ("
+        f"Tuned alike: at each batch every contender tried the same grid of {s.trials} "
+        "learning rates around the usual one ("
         + ", ".join(f"{rule} {start:g}" for rule, start in starts.items())
-        + "): a factor of 4 to either side, onward while the best lay at the end, then "
-        f"between the best and its neighbours. The best {FINALISTS} ran with {s.seeds} "
-        "other seeds, and the better mean score on the validation split chose."
+        + f"), each twice the last,{values} on {race.GRID_SEEDS} seeds. After a third of the "
+        "updates the worse half of each stopped. Where anyone's best lay at an end, the grid "
+        f"grew for all. The best {race.FEW} ran on {race.FEW_SEEDS} seeds, the best of them on "
+        "all. A rate at which somebody's seeds spread over three times the median, or some "
+        "diverged, was dropped for all, with the higher ones."
+    )
+    share = "each seed shares out training and validation rows anew" if task.resplit else ""
+    yield (
+        f"Chosen by the mean validation score{'; ' * bool(share)}{share}. Scored on the test "
+        f"split, the same for all, by which nothing was chosen: {s.seeds} seeds at the chosen "
+        "setting. ± is the standard deviation over them."
     )
     yield (
-        "Scored: those seeds at the chosen rate, on the test split, which nothing was "
-        "chosen by. ± is the standard deviation over seeds. Beyond the spread: two means "
-        "differ by more than both standard deviations together. Of many comparisons "
-        "some will pass that by chance."
+        "A seed gives all contenders the same weights, rows and order. Verdicts are by the "
+        "difference seed by seed: its mean, the 95 % interval of a paired t-test, and p-values "
+        f"corrected (Holm) for the comparisons named in advance, {len(s.named())} here, at "
+        f"most {NAMED}; all others are exploratory. The sign-flip test assumes no "
+        "distribution. An interval by test rows tells how much is chance of these rows."
     )
     if task.target is not None:
         yield (
@@ -56,48 +69,57 @@ def how(study, task):
 
 
 def plan(study, jobs, console):
-    """Says what will be done, before it is."""
-    left = sum(study.runs_left(cell) for cell in study.cells)
-    each = study.settings.trials + FINALISTS * study.settings.seeds
+    """Says what will be done, and what the verdict will be about, before it is."""
+    named = [f"{c.contender.rule} {c.batch:,} {c.contender.label}" for c in study.settings.named()]
     console.print(
-        f"{len(study.cells)} contenders and batches, {study.settings.trials} trials "
-        f"and {FINALISTS} x {study.settings.seeds} final runs each: {left} of "
-        f"{each * len(study.cells)} runs to do, {jobs} at a time, "
-        f"in {study.folder}",
+        f"{len(study.cells)} contenders and batches: about {study.left():,.0f} trainings to "
+        f"do, {jobs} at a time, in {study.folder}",
         highlight=False,
     )
+    console.print(f"Named in advance, against base: {'; '.join(named)}", highlight=False)
 
 
 def finish(study, task, console):
     """Prints tables and sentences and writes `report.html` and its pictures."""
-    found = summary.outcomes(study.rows(), task)
+    found = summary.outcomes(study, task)
+    lines = list(sentences(study, found))
     for optimizer in dict.fromkeys(o.optimizer for o in found):
         console.print(_terminal_table(found, optimizer, task))
-    for line in sentences(found):
+    for line in lines:
         console.print(f"• {line}", highlight=False)
     file = study.folder / "report.html"
-    file.write_text(page(study, task, found), encoding="utf-8")
+    file.write_text(page(study, task, found, lines), encoding="utf-8")
     console.print(f"\nsaved {file}", highlight=False)
 
 
-def sentences(found):
+def sentences(study, found):
     """Everything that may be said, the most important first."""
-    yield from summary.verdicts(found)
-    yield from summary.tallies(found)
+    named = [
+        (c.contender.rule, c.batch, c.contender.label, c.contender.samples)
+        for c in study.settings.named()
+    ]
+    each = summary.comparisons(found, named, study.folder)
+    yield from summary.verdicts(each)
+    yield from summary.tallies(each)
     yield from summary.reaches(found)
     yield from summary.cautions(found)
+    for group in study.groups:
+        unstable = group.state().unstable
+        if unstable is not None:
+            yield f"{group.name}: rates from {unstable:g} on were dropped for all."
 
 
-COLUMNS = ("batch", "contender", "rate", "test", "gap", "updates", "seconds")
+COLUMNS = ("batch", "contender", "rate", "reg.", "test", "gap", "updates")
 
 
 def _cells(outcome):
     """The numbers of an outcome, as text, for both kinds of table."""
-    edge = "!" if outcome.on_the_edge else ""
+    rate, value = ("!" * (n in outcome.edges) for n in ("learning rate", "regularizer"))
     return [
         f"{outcome.batch:,}",
         outcome.contender,
-        f"{outcome.learning_rate:.3g}{edge}",
+        f"{outcome.learning_rate:.3g}{rate}",
+        "–" if outcome.regularizer is None else f"{outcome.regularizer:.3g}{value}",
         summary.with_spread(outcome.scores),
         summary.with_spread(outcome.gaps),
         summary.reached(outcome.median_to_target("update")),
@@ -107,7 +129,7 @@ def _cells(outcome):
 
 def _terminal_table(found, optimizer, task):
     table = Table(
-        title=f"{optimizer}, {task.metric} (! rate at the edge)",
+        title=f"{optimizer}, {task.metric} (! at the end of the grid)",
         box=rich.box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         title_justify="left",
@@ -121,19 +143,20 @@ def _terminal_table(found, optimizer, task):
     for outcome in (o for o in found if o.optimizer == optimizer):
         if last not in (None, outcome.batch):
             table.add_section()
-        batch, contender, rate, test, gap, *target = _cells(outcome)
+        batch, contender, rate, value, test, gap, updates, _ = _cells(outcome)
         gap = gap.split(" ")[0]
         table.add_row(
-            "" if last == outcome.batch else batch, contender, rate, test, gap, *target
+            "" if last == outcome.batch else batch,
+            *(contender, rate, value, test, gap, updates),
         )
         last = outcome.batch
     return table
 
 
-def page(study, task, found):
+def page(study, task, found, lines):
     """The report as HTML, pictures included."""
     title = f"Base and GSNR on {type(task).__name__}"
-    body = [f"<h1>{html.escape(title)}</h1>", _list(sentences(found))]
+    body = [f"<h1>{html.escape(title)}</h1>", _list(lines)]
     body += ["<h2>How it was compared</h2>", _list(how(study, task))]
     for optimizer in dict.fromkeys(o.optimizer for o in found):
         body += [f"<h2>{optimizer}</h2>", _html_table(found, optimizer, task)]
@@ -157,8 +180,8 @@ def _list(lines):
 
 def _html_table(found, optimizer, task):
     heads = [
-        "batch", "contender", "k", "learning rate", f"test {task.metric}",
-        "train-test gap", "updates to target", "seconds to target", "seconds a run",
+        "batch", "contender", "k", "learning rate", task.regularizer or "regularizer",
+        f"test {task.metric}", "train-test gap", "updates to target", "seconds to target", "seconds a run",
     ]  # fmt: skip
     rows, last = [], None
     for outcome in (o for o in found if o.optimizer == optimizer):

@@ -6,7 +6,12 @@ import json
 from pathlib import Path
 
 from gsnr_tf.compare.contenders import RULES, Contender, contenders_of, parse_form
+from gsnr_tf.compare.task import check_regularizer
 from gsnr_tf.compare.training import updates_of
+
+
+# With more, each would have to be far ahead to be told from chance.
+NAMED = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +28,8 @@ class Settings:
         forms: Tuple of the forms of GSNR, as text.
         samples: Int, k of all that do not say.
         ranks: Int, processes that train together.
-        trials: Int, learning rates that each contender may try at each batch.
-        seeds: Int, runs at each of the best rates.
+        trials: Int, learning rates of the first grid.
+        seeds: Int, runs at the chosen setting.
     """
 
     task: str
@@ -36,8 +41,8 @@ class Settings:
     target: float | None = None
     samples: int = 8
     ranks: int = 1
-    trials: int = 7
-    seeds: int = 3
+    trials: int = 5
+    seeds: int = 8
 
     def apply_to(self, task):
         """Gives a task the epochs and the target of this study."""
@@ -55,6 +60,12 @@ class Settings:
             for rule, batch in itertools.product(self.optimizers, self.batches)
             for contender in contenders_of(rule, forms, self.samples)
         ]
+
+    def named(self):
+        """The comparisons with base that the verdict is about, at most `NAMED`: a list of
+        `Cell`, forms in the order they were asked for. All others are exploratory."""
+        forms = [cell for cell in self.cells() if cell.contender.kind == "gsnr"]
+        return forms[:NAMED]
 
     def write(self, folder):
         """Saves them in a run folder, or makes sure that the same are there.
@@ -112,8 +123,9 @@ def check(settings, task, data):
             raise ValueError(f"{name} starts at 1. Received: {getattr(settings, name)}")
     if settings.trials < 3:
         raise ValueError(
-            f"A search needs three trials or more. Received: trials={settings.trials}"
+            f"A grid needs three learning rates or more. Received: trials={settings.trials}"
         )
+    check_regularizer(task)
     for rule in settings.optimizers:
         if rule not in RULES:
             raise ValueError(

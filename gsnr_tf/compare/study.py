@@ -1,32 +1,66 @@
-"""A study: every contender at every batch searches alike, then runs with other seeds.
+"""A study: all contenders of an optimizer at a batch race together, in worker processes.
 
-All that is known is in the run folder's `trials.db`, Optuna's storage: one study for
-each cell's search and one for its runs with other seeds. `results.jsonl` is written
-from it.
+All that is known is in the run folder's `results.jsonl`, one finished run a line. What is
+to be done follows from it (`race`), so that a study that was stopped goes on from there.
 """
 
 import contextlib
 import fcntl
-import itertools
 import json
 import math
-import queue
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-import optuna
-from optuna.distributions import IntDistribution
-from optuna.trial import TrialState, create_trial
-
-from gsnr_tf.compare import search
+from gsnr_tf.compare import race
 from gsnr_tf.compare.contenders import RULES
+from gsnr_tf.compare.race import Run, Setting
 from gsnr_tf.compare.workers import Worker
 
-# The runs of the search have this seed, those after it 1, 2, …
-SEARCH_SEED = 0
-# So many of the best rates are run with the other seeds. The best mean validation score
-# is the one whose test scores count.
-FINALISTS = 2
+
+class Group:
+    """One optimizer at one batch: the cells that race together, and what they have shown.
+
+    Attributes:
+        cells: List of `Cell`, numbered as the contenders of the race.
+        plan: The `race.Plan`.
+        known: Dict from `Run` to its loss.
+        rows: Dict from `Run` to its row.
+        taken: Set of the `Run`s that somebody is doing.
+    """
+
+    def __init__(self, cells, plan):
+        self.cells, self.plan = cells, plan
+        self.known, self.rows, self.taken = {}, {}, set()
+        self._state = None
+
+    @property
+    def name(self):
+        """Such as "adam 16,000"."""
+        return f"{self.cells[0].contender.rule} {self.cells[0].batch:,}"
+
+    def state(self):
+        """The `race.State` now; it is decided anew only when a stage is over."""
+        now = self._state
+        if now is None or not now.runs and now.stage != "done":
+            self._state = race.state(self.plan, self.known)
+        return self._state
+
+    def learn(self, run, loss, row):
+        """Takes note of a finished run."""
+        self.known[run], self.rows[run] = loss, row
+        self.taken.discard(run)
+        if self._state is not None:
+            left = [other for other in self._state.runs if other != run]
+            self._state = self._state._replace(runs=left)
+
+    def pending(self):
+        """The runs that can be begun now, of one stage."""
+        return [run for run in self.state().runs if run not in self.taken]
+
+    def left(self):
+        """Whole trainings still to be done, a float."""
+        return race.cost_left(self.plan, self.known, self.state())
 
 
 class Study:
@@ -45,137 +79,130 @@ class Study:
         settings.write(folder)
         self._alone = _only_user_of(folder)
         self.settings, self.folder, self._task = settings, folder, task
-        self._lock = threading.RLock()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'trials.db'}")
+        # Guards what is known and taken; those who find nothing to do wait for news.
+        self._news = threading.Condition()
+        self._stopping = False
+        # Models that some worker has traced: cells and values of the regularizer.
+        self._traced = set()
+        # Whole trainings that were done here.
+        self.spent = 0.0
         self.cells = settings.cells()
-        self._searches = {cell: self._open(cell, "search") for cell in self.cells}
-        self._finals = {cell: self._open(cell, "seeds") for cell in self.cells}
-        for study in self._searches.values():
-            self._give_up_unfinished(study)
-        self._export()
+        self.groups = self._make_groups()
+        for row in _read(folder / "results.jsonl"):
+            self._learn(row)
 
-    def _open(self, cell, phase):
-        return optuna.create_study(
-            storage=self._storage,
-            study_name=f"{phase}: {cell.name}",
-            direction="minimize",
-            sampler=search.Climb(self.start_of(cell)),
-            load_if_exists=True,
-        )
+    def _make_groups(self):
+        cells = {}
+        for cell in self.cells:
+            cells.setdefault((cell.contender.rule, cell.batch), []).append(cell)
+        return [Group(own, self._plan(own)) for own in cells.values()]
 
-    def start_of(self, cell):
-        """The learning rate at which the search of a cell starts."""
-        rule = cell.contender.rule
+    def _plan(self, cells):
+        rates = race.first_rates(self.start_of(cells[0].contender.rule), self.settings.trials)
+        grid = race.Grid(rates, tuple(self._task.regularizers))
+        limit = self._task.regularizer_limit
+        return race.Plan(len(cells), grid, self.settings.seeds, limit)
+
+    def start_of(self, rule):
+        """The learning rate around which the first grid of an optimizer lies."""
         return self._task.learning_rates.get(rule, RULES[rule].learning_rate)
-
-    @staticmethod
-    def _give_up_unfinished(study):
-        """Trials that were running when the study was killed will be run anew."""
-        for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            study.tell(trial.number, state=TrialState.FAIL)
 
     # ---- what there is to do, and what is known ---------------------------------
 
-    def tried(self, cell):
-        """Dict from learning rate to loss: what the search of a cell found."""
-        with self._lock:
-            return search.tried(self._searches[cell])
-
-    def finals_left(self, cell):
-        """Pairs of rate and seed that a cell, its search done, still needs."""
-        rates = search.finalists(self.tried(cell), FINALISTS)
-        with self._lock:
-            rows = [trial.user_attrs["run"] for trial in _finished(self._finals[cell])]
-        done = {(row["learning_rate"], row["seed"]) for row in rows}
-        seeds = range(1, self.settings.seeds + 1)
-        return [pair for pair in itertools.product(rates, seeds) if pair not in done]
-
-    def runs_left(self, cell):
-        """How many runs a cell still needs."""
-        searches = self._searches_left(cell)
-        if searches:
-            return searches + FINALISTS * self.settings.seeds
-        return len(self.finals_left(cell))
-
-    def _searches_left(self, cell):
-        with self._lock:
-            return self.settings.trials - len(_finished(self._searches[cell]))
+    def left(self):
+        """Whole trainings still to be done, as far as that can be said, a float."""
+        with self._news:
+            return sum(group.left() for group in self.groups)
 
     def rows(self):
         """All finished runs, each a dict that JSON can hold."""
-        with self._lock:
-            return [
-                trial.user_attrs["run"]
-                for cell in self.cells
-                for study in (self._searches[cell], self._finals[cell])
-                for trial in _finished(study)
-            ]
+        with self._news:
+            return [row for group in self.groups for row in group.rows.values()]
+
+    def _learn(self, row):
+        group, run = self._run_of(row)
+        group.learn(run, self._loss(row), row)
+
+    def _run_of(self, row):
+        for group in self.groups:
+            for number, cell in enumerate(group.cells):
+                if _who(cell) == {key: row[key] for key in _who(cell)}:
+                    setting = Setting(row["learning_rate"], row["regularizer"])
+                    return group, Run(number, setting, row["seed"], row["whole"])
+        raise ValueError(f"{self.folder} has a run of nobody in this study: {row}")
+
+    def _loss(self, row):
+        """Less is better. The worst there is for a run that diverged."""
+        if row["diverged"]:
+            return math.inf
+        sign = -1 if self._task.higher_is_better else 1
+        return sign * row["validation"]
 
     # ---- doing it -----------------------------------------------------------------
 
-    def run_cell(self, cell, train, say):
-        """Searches, then runs the finalists with other seeds: whatever is not done yet.
+    def work(self, train, say):
+        """Does runs until there are none left, also those that others make possible.
 
         Args:
-            cell: A `Cell`.
-            train: Callable `(index, learning_rate=, seed=, final=)` as `Worker.train`,
-                with the index of the cell.
+            train: Callable `(index, regularizer, learning_rate=, seed=, whole=)` as
+                `Worker.train`, with the index of the cell.
             say: Callable, told each row as it is finished.
         """
-        study, index = self._searches[cell], self.cells.index(cell)
-        space = {"learning_rate": search.space(self.start_of(cell))}
-        for _ in range(self._searches_left(cell)):
-            with self._lock:
-                trial = study.ask(space)
-            rate = trial.params["learning_rate"]
-            result = train(index, learning_rate=rate, seed=SEARCH_SEED, final=False)
-            row = _row(cell, "search", rate, SEARCH_SEED, result)
-            with self._lock:
-                trial.set_user_attr("run", row)
-                study.tell(trial, self._loss(result))
+        traced = set()
+        while (found := self._take(traced)) is not None:
+            group, run = found
+            cell, (rate, value) = group.cells[run.contender], run.setting
+            traced |= {(cell, value), (cell, run.setting, run.seed)}
+            index = self.cells.index(cell)
+            result = train(index, value, learning_rate=rate, seed=run.seed, whole=run.whole)
+            row = {**_who(cell), "learning_rate": rate, "regularizer": value}
+            row |= {"seed": run.seed, "whole": run.whole, **result}
+            with self._news:
+                self.spent += race.cost(run, group.known)
                 self._append(row)
-            say(row)
-        for rate, seed in self.finals_left(cell):
-            result = train(index, learning_rate=rate, seed=seed, final=True)
-            row = _row(cell, "final", rate, seed, result)
-            with self._lock:
-                self._finals[cell].add_trial(
-                    create_trial(
-                        params={"learning_rate": rate, "seed": seed},
-                        distributions={**space, "seed": IntDistribution(1, 10**6)},
-                        value=self._loss(result),
-                        user_attrs={"run": row},
-                    )
-                )
-                self._append(row)
+                self._learn(row)
+                self._news.notify_all()
             say(row)
 
+    def _take(self, traced):
+        """A group and a run of it that nobody else has, or `None` at the end.
+
+        If it can, one that this worker has begun, or whose model it has traced, or else
+        nobody has: to trace a model takes as long as a small training.
+        """
+
+        def preference(found):
+            group, run = found
+            cell = group.cells[run.contender]
+            model = cell, run.setting.regularizer
+            begun = (cell, run.setting, run.seed) in traced
+            return not begun, model not in traced, model in self._traced
+
+        with self._news:
+            while not self._stopping:
+                found = [(group, run) for group in self.groups for run in group.pending()]
+                if found:
+                    group, run = min(found, key=preference)
+                    group.taken.add(run)
+                    self._traced.add((group.cells[run.contender], run.setting.regularizer))
+                    return group, run
+                if not any(group.taken for group in self.groups):
+                    return None
+                self._news.wait()
+        return None
+
     def run(self, jobs, say):
-        """Works on all cells in `jobs` processes (or groups of ranks) at once.
+        """Works in `jobs` processes (or groups of ranks) at once.
 
         Args:
             jobs: Int.
-            say: As for `run_cell`; called from several threads.
+            say: As for `work`; called from several threads.
 
         Raises:
             WorkerFailed: A run raised or its process died; the first of them.
         """
-        left = queue.SimpleQueue()
-        for cell in self.cells:
-            if self.runs_left(cell):
-                left.put(cell)
-        jobs = min(jobs, left.qsize())
-        stopping = threading.Event()
-
-        def work(worker):
-            while not stopping.is_set():
-                try:
-                    cell = left.get_nowait()
-                except queue.Empty:
-                    return
-                self.run_cell(cell, worker.train, say)
-
+        pending = sum(len(group.pending()) for group in self.groups)
+        jobs = min(jobs, pending)
         if not jobs:
             return
         with ThreadPoolExecutor(jobs) as pool, contextlib.ExitStack() as stack:
@@ -183,26 +210,45 @@ class Study:
             for number in range(jobs):
                 workers.append(Worker(self.folder, number, self.settings.ranks))
                 stack.callback(workers[-1].close)
-            # Called first: a thread whose worker is ended must not take another cell.
-            stack.callback(stopping.set)
-            for done in as_completed([pool.submit(work, worker) for worker in workers]):
+            # Called first: a thread whose worker is ended must not take another run.
+            stack.callback(self._stop)
+            threads = [pool.submit(self.work, worker.train, say) for worker in workers]
+            for done in as_completed(threads):
                 done.result()
 
-    def _loss(self, result):
-        """What Optuna minimizes. The worst there is for a run that diverged."""
-        if result["diverged"]:
-            return math.inf
-        sign = -1 if self._task.higher_is_better else 1
-        return sign * result["validation"]
+    def _stop(self):
+        with self._news:
+            self._stopping = True
+            self._news.notify_all()
 
     def _append(self, row):
         with open(self.folder / "results.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
-    def _export(self):
-        """Writes `results.jsonl` anew: a kill may have come before its last line."""
-        lines = [json.dumps(row) + "\n" for row in self.rows()]
-        (self.folder / "results.jsonl").write_text("".join(lines))
+
+def _who(cell):
+    """What names a cell in a row."""
+    contender = cell.contender
+    return {
+        "optimizer": contender.rule,
+        "batch": cell.batch,
+        "contender": contender.label,
+        "samples": contender.samples,
+    }
+
+
+def _read(file):
+    """The rows of a file. What a kill left of a last line is cut off."""
+    if not file.exists():
+        return []
+    whole = file.read_bytes()
+    kept = whole[: whole.rfind(b"\n") + 1]
+    if kept != whole:
+        with open(file, "r+b") as cut:
+            cut.truncate(len(kept))
+    return [json.loads(line) for line in kept.splitlines()]
 
 
 def _only_user_of(folder):
@@ -217,21 +263,3 @@ def _only_user_of(folder):
             "another folder with --out."
         ) from None
     return file
-
-
-def _finished(study):
-    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-
-
-def _row(cell, phase, learning_rate, seed, result):
-    contender = cell.contender
-    return {
-        "phase": phase,
-        "optimizer": contender.rule,
-        "batch": cell.batch,
-        "contender": contender.label,
-        "samples": contender.samples,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        **result,
-    }

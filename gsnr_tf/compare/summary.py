@@ -1,8 +1,14 @@
-"""What the runs of a study amount to: numbers, and the sentences they allow."""
+"""What the runs of a study amount to: outcomes, comparisons, and the sentences they allow."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, median, stdev
+
+import numpy as np
+
+from gsnr_tf.compare import paired, race
+
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -11,10 +17,12 @@ class Outcome:
 
     Attributes:
         optimizer, batch, contender, samples: Who it is.
-        rates: Dict from each learning rate tried to its validation score, `None` where
-            the run diverged.
-        learning_rate: The one that was chosen.
-        runs: The rows of the runs that were scored, one for each seed.
+        rates: Dict from each learning rate tried at the chosen value of the regularizer to
+            its mean validation score over the seeds of the grid; `None` where it was
+            stopped early, or diverged.
+        learning_rate, regularizer: The setting that was chosen.
+        edges: List, which of the two lie at the end of what was tried.
+        runs: The rows of the runs with the chosen setting, one for each seed.
         higher_is_better: As the task says.
         target: As the task says, or `None`.
     """
@@ -25,6 +33,8 @@ class Outcome:
     samples: int
     rates: dict
     learning_rate: float
+    regularizer: float | None
+    edges: list
     runs: tuple
     higher_is_better: bool
     target: float | None
@@ -39,29 +49,20 @@ class Outcome:
         return sum(run["diverged"] for run in self.runs)
 
     @property
-    def on_the_edge(self):
-        """Whether the chosen rate is the smallest or largest that was tried."""
-        return self.learning_rate in (min(self.rates), max(self.rates))
+    def by_seed(self):
+        """Dict from each seed that did not diverge to its run."""
+        return {run["seed"]: run for run in self.runs if not run["diverged"]}
 
     @property
     def scores(self):
         """Test scores of the seeds that did not diverge."""
-        return [run["test"] for run in self.runs if not run["diverged"]]
-
-    @property
-    def validation_merit(self):
-        """Mean validation score of the seeds that trained; more is better."""
-        sign = 1 if self.higher_is_better else -1
-        return sign * mean(
-            run["validation"] for run in self.runs if not run["diverged"]
-        )
+        return [run["test"] for run in self.by_seed.values()]
 
     @property
     def gaps(self):
         """By how much the score is better on training rows than on test rows."""
         sign = 1 if self.higher_is_better else -1
-        trained = [run for run in self.runs if not run["diverged"]]
-        return [sign * (run["train"] - run["test"]) for run in trained]
+        return [sign * (run["train"] - run["test"]) for run in self.by_seed.values()]
 
     def median_to_target(self, what):
         """Median over seeds of updates or seconds to the target.
@@ -85,82 +86,134 @@ class Outcome:
                 return row[what]
         return math.inf
 
-    def lead(self, other):
-        """By how much the mean test score is better than another's."""
-        difference = mean(self.scores) - mean(other.scores)
-        return difference if self.higher_is_better else -difference
 
+@dataclass(frozen=True)
+class Comparison:
+    """A contender against another, over the seeds that both have.
 
-def outcomes(rows, task):
-    """`Outcome`s from the rows of a study, in the order of the rows.
-
-    A contender without a scored run (the study is not done) is left out.
+    Attributes:
+        ours, theirs: `Outcome`s.
+        found: `paired.Difference` of test scores, above 0 where ours are better; `None` of
+            fewer than two seeds.
+        named: Whether the study named it in advance.
+        p: Float, Holm's p-value among those that were named, else the test's own.
+        rows: 95 % interval of the mean difference by test rows, or `None`.
     """
-    grouped = {}
-    for row in rows:
-        key = row["optimizer"], row["batch"], row["contender"], row["samples"]
-        grouped.setdefault(key, []).append(row)
+
+    ours: Outcome
+    theirs: Outcome
+    found: paired.Difference | None
+    named: bool = False
+    p: float | None = None
+    rows: tuple | None = None
+
+    @property
+    def result(self):
+        """ "ahead" or "behind" if the p-value is below 5 %, else "level", which is no proof
+        that they are equal; `None` with too few seeds to say. A contender of which a seed
+        diverged is behind one that always trained.
+        """
+        if bool(self.ours.diverged) != bool(self.theirs.diverged):
+            return "behind" if self.ours.diverged else "ahead"
+        if self.found is None:
+            return None
+        if self.p >= LEVEL:
+            return "level"
+        return "ahead" if self.found.mean > 0 else "behind"
+
+
+def outcomes(study, task):
+    """`Outcome`s of the races that are over, in the order of the cells."""
     found = []
-    for key, own in grouped.items():
-        rates = {
-            row["learning_rate"]: row["validation"]
-            for row in own
-            if row["phase"] == "search"
-        }
-        chosen = _chosen(own, task)
-        if chosen is not None:
-            runs = tuple(
+    for group in study.groups:
+        state = group.state()
+        if state.stage != "done":
+            continue
+        for number, cell in enumerate(group.cells):
+            chosen = state.chosen[number]
+            runs = [
                 row
-                for row in own
-                if row["phase"] != "search" and row["learning_rate"] == chosen
-            )
+                for run, row in group.rows.items()
+                # One that diverged in its first third was not run to the end.
+                if (run.contender, run.setting) == (number, chosen)
+                and (run.whole or row["diverged"])
+            ]
             found.append(
-                Outcome(*key, rates, chosen, runs, task.higher_is_better, task.target)
+                Outcome(
+                    optimizer=cell.contender.rule,
+                    batch=cell.batch,
+                    contender=cell.contender.label,
+                    samples=cell.contender.samples,
+                    rates=_rates(group, state, number),
+                    learning_rate=chosen.learning_rate,
+                    regularizer=chosen.regularizer,
+                    edges=race.on_the_edge(group.plan, state, number),
+                    runs=tuple(sorted(runs, key=lambda row: row["seed"])),
+                    higher_is_better=task.higher_is_better,
+                    target=task.target,
+                )
             )
     return found
 
 
-def _chosen(rows, task):
-    """The finalist with the best mean validation score over its seeds.
+def _rates(group, state, number):
+    value = state.chosen[number].regularizer
+    found = {}
+    for rate in state.grid.rates:
+        setting = race.Setting(rate, value)
+        keys = [race.Run(number, setting, s, True) for s in group.plan.grid_seeds]
+        rows = [group.rows.get(key) for key in keys]
+        whole = all(row is not None and not row["diverged"] for row in rows)
+        found[rate] = mean(row["validation"] for row in rows) if whole else None
+    return found
 
-    One of which a seed diverged is chosen only if all are like that. `None` if there
-    has been no final run.
+
+def compared(ours, theirs, folder=None):
+    """The `Comparison` of two outcomes, seed by seed.
+
+    Args:
+        ours, theirs: `Outcome`s of one task.
+        folder: `Path` of the run folder, if scores of single rows may be there.
     """
-    finals = {}
-    for row in rows:
-        if row["phase"] != "search":
-            finals.setdefault(row["learning_rate"], []).append(row["validation"])
+    one, other = ours.by_seed, theirs.by_seed
+    seeds = sorted(one.keys() & other.keys())
+    sign = 1 if ours.higher_is_better else -1
+    found = paired.difference([sign * (one[s]["test"] - other[s]["test"]) for s in seeds])
+    rows = None
+    if folder and seeds and all("rows" in run[s] for run in (one, other) for s in seeds):
+        each = [_row_scores(folder, one[s]) - _row_scores(folder, other[s]) for s in seeds]
+        rows = paired.rows_interval(sign * np.mean(each, axis=0))
+    return Comparison(ours, theirs, found, p=found and found.p, rows=rows)
 
-    def merit(rate):
-        scores = finals[rate]
-        if None in scores:
-            return -math.inf
-        return mean(scores) if task.higher_is_better else -mean(scores)
 
-    return max(finals, key=merit, default=None)
+def _row_scores(folder, run):
+    return np.load(folder / run["rows"]).astype("float64")
+
+
+def comparisons(found, named=(), folder=None):
+    """All `Comparison`s of a study with base: forms, then the control.
+
+    Args:
+        found: List of `Outcome`.
+        named: Those named in advance, `(optimizer, batch, contender, samples)` each.
+        folder: As for `compared`.
+    """
+    pairs = [(o, rival(found, o)) for o in found]
+    each = [compared(o, r, folder) for o, r in pairs if r is not None and r is not o]
+    each = [replace(c, named=_key(c.ours) in set(named)) for c in each]
+    tested = [c for c in each if c.named and c.found is not None]
+    adjusted = dict(zip(map(id, tested), paired.holm([c.found.p for c in tested])))
+    each = [replace(c, p=adjusted.get(id(c), c.p)) for c in each]
+    return sorted(each, key=lambda c: not c.ours.is_gsnr)
+
+
+def _key(outcome):
+    return outcome.optimizer, outcome.batch, outcome.contender, outcome.samples
 
 
 def spread(values):
     """Sample standard deviation; `None` of a single value."""
     return stdev(values) if len(values) > 1 else None
-
-
-def beyond_the_spread(one, other):
-    """How one outcome compares with another.
-
-    Returns:
-        "better" or "worse" if the mean test scores differ by more than both standard
-        deviations together, so that the bars in the plot do not overlap; "level" if
-        they do not; `None` if there are too few seeds to say.
-        A contender of which a seed diverged is worse than one that always trained.
-    """
-    if bool(one.diverged) != bool(other.diverged):
-        return "worse" if one.diverged else "better"
-    if min(len(one.scores), len(other.scores)) < 2:
-        return None
-    if abs(one.lead(other)) <= spread(one.scores) + spread(other.scores):
-        return "level"
-    return "better" if one.lead(other) > 0 else "worse"
 
 
 def rival(found, outcome):
@@ -173,68 +226,61 @@ def rival(found, outcome):
     return peers.get("base", peers.get("control"))
 
 
-def verdicts(found):
-    """A sentence for each optimizer and batch: who is ahead, and whether by enough."""
-    for optimizer, batch in dict.fromkeys((o.optimizer, o.batch) for o in found):
-        here = [o for o in found if (o.optimizer, o.batch) == (optimizer, batch)]
-        yield f"{optimizer}, batch {batch:,}: " + _verdict(here)
+# ---- sentences ----------------------------------------------------------------------
 
 
-def _verdict(here):
-    scored = [outcome for outcome in here if outcome.scores]
-    if not scored:
-        return "every run diverged."
-    forms = [outcome for outcome in scored if outcome.is_gsnr]
-    base = rival(scored, scored[0])
-    if base is None or not forms:
-        return "there is nothing to compare."
-    # By validation: the best of many by test would be in part the luckiest.
-    best = max(forms, key=lambda form: form.validation_merit)
-    result = beyond_the_spread(best, base)
-    numbers = f"{told(best)} against {told(base)}"
-    if result is None:
-        return f"{numbers}. One seed cannot tell whether that is chance."
-    if result == "better":
-        sentence = f"GSNR is ahead beyond the spread, {numbers}."
-    elif result == "worse":
-        every = all(beyond_the_spread(form, base) == "worse" for form in forms)
-        whom = "every form" if every else "the form that validation prefers"
-        sentence = f"{base.contender} is ahead of {whom} beyond the spread, {numbers}."
-    else:
-        sentence = f"no difference beyond the spread, {numbers}."
-    return sentence + _against_control(scored, best, base, result)
+def verdicts(each):
+    """A sentence for each comparison: those named in advance, then those that are not."""
+    for comparison in sorted(each, key=lambda c: not c.named):
+        ours, theirs = comparison.ours, comparison.theirs
+        name = f"{ours.optimizer}, batch {ours.batch:,}: {ours.contender}"
+        note = "" if comparison.named else " (exploratory)"
+        yield f"{name} against {theirs.contender}{note}: {_verdict(comparison)}"
 
 
-def _against_control(scored, best, base, result):
-    """How much of a lead remains against the method switched off."""
-    control = next((o for o in scored if o.contender == "control"), None)
-    if result != "better" or control is None or control is base:
-        return ""
-    remains = beyond_the_spread(best, control)
-    verb = "is" if remains == "better" else "is not"
-    return f" Against the control ({told(control)}) it {verb} ahead beyond the spread."
+def _verdict(comparison):
+    ours, theirs = comparison.ours, comparison.theirs
+    if not ours.scores or not theirs.scores:
+        diverged = ours if not ours.scores else theirs
+        return f"every run of {diverged.contender} diverged."
+    if comparison.found is None:
+        return "one seed cannot tell whether a difference is chance."
+    return f"{comparison.result}, {difference_told(comparison)}."
 
 
-def tallies(found):
+def difference_told(comparison):
+    """ "+0.0018 [+0.0004, +0.0031] over 8 seeds, p 0.018 (Holm), sign flips 0.008" """
+    found = comparison.found
+    text = (
+        f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] over {found.seeds} seeds, "
+        f"p {comparison.p:.3f}{' (Holm)' if comparison.named else ''}, "
+        f"sign flips {found.flipped_p:.3f}"
+    )
+    if comparison.rows:
+        low, high = comparison.rows
+        text += f"; by test rows [{low:+.4f}, {high:+.4f}]"
+    return text
+
+
+def tallies(each):
     """A sentence for each form: how often it was ahead of base, and behind."""
     results = {}
-    for outcome in found:
-        other = rival(found, outcome)
-        if outcome.is_gsnr and other is not None:
-            result = beyond_the_spread(outcome, other)
-            results.setdefault(outcome.contender, []).append(result)
-    for name, each in results.items():
-        yield (
-            f"{name}: ahead of base beyond the spread in {each.count('better')} of "
-            f"{len(each)} comparisons, behind in {each.count('worse')}."
-        )
+    for comparison in each:
+        if comparison.ours.is_gsnr:
+            results.setdefault(comparison.ours.contender, []).append(comparison.result)
+    for name, found in results.items():
+        if len(found) > 1:
+            yield (
+                f"{name}: ahead in {found.count('ahead')} of {len(found)} comparisons, "
+                f"behind in {found.count('behind')}."
+            )
 
 
 def reaches(found):
     """A sentence for each optimizer: how far each contender's batch can grow.
 
     The yardstick is base at the smallest batch; a batch is within reach if the score
-    there is not worse beyond the spread.
+    there is not behind.
     """
     for optimizer in dict.fromkeys(o.optimizer for o in found):
         own = [o for o in found if o.optimizer == optimizer]
@@ -244,14 +290,15 @@ def reaches(found):
             continue
         reach = {}
         for outcome in own:
-            if beyond_the_spread(outcome, yardstick) in ("better", "level"):
+            known = compared(outcome, yardstick).result
+            if outcome is yardstick or known in ("ahead", "level"):
                 batch = max(outcome.batch, reach.get(outcome.contender, 0))
                 reach[outcome.contender] = batch
         names = dict.fromkeys(o.contender for o in own)
-        told_all = [f"{n} {reach[n]:,}" if n in reach else f"{n} none" for n in names]
+        told = [f"{n} {reach[n]:,}" if n in reach else f"{n} none" for n in names]
         yield (
-            f"{optimizer}: the largest batch not worse, beyond the spread, than "
-            f"{yardstick.contender} at {smallest:,}: {'; '.join(told_all)}."
+            f"{optimizer}: the largest batch not behind {yardstick.contender} at "
+            f"{smallest:,}, as far as these seeds can tell: {'; '.join(told)}."
         )
 
 
@@ -259,18 +306,14 @@ def cautions(found):
     """Sentences on what the reader should not trust."""
     for outcome in found:
         name = f"{outcome.optimizer}, batch {outcome.batch:,}, {outcome.contender}"
-        if outcome.on_the_edge:
+        for what in outcome.edges:
+            value = getattr(outcome, what.replace(" ", "_"))
             yield (
-                f"{name}: the best learning rate, {outcome.learning_rate:.3g}, lies at "
-                "the edge of those tried. A better one may lie beyond; allow more trials."
+                f"{name}: the best {what}, {value:.3g}, lies at the end of those tried, "
+                "though the grid has grown as far as it may. A better one may lie beyond."
             )
         if outcome.diverged:
             yield f"{name}: {outcome.diverged} of {len(outcome.runs)} seeds diverged."
-
-
-def told(outcome):
-    """Name, mean and spread of an outcome, for a sentence."""
-    return f"{outcome.contender} {with_spread(outcome.scores)}"
 
 
 def with_spread(values, digits=4):

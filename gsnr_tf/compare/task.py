@@ -2,6 +2,7 @@
 
 import abc
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +33,11 @@ class Split(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The three splits: to train, to choose by, and to score what was chosen."""
+    """The three splits: to train, to choose by, and to score what was chosen.
+
+    The first two are shared out anew for each seed (`Task.resplit`). By the test split
+    nothing is ever chosen; it is the same for all.
+    """
 
     train: Split
     validation: Split
@@ -50,8 +55,16 @@ class Task(abc.ABC):
             whatever its batch size.
         target: Score on the validation split whose time of arrival is measured, or
             `None`.
-        learning_rates: Dict from an optimizer (`"adam"`, …) to the rate at which its
-            search starts, for those whose usual one does not suit the task.
+        learning_rates: Dict from an optimizer (`"adam"`, …) to the rate around which its
+            first grid lies, for those whose usual one does not suit the task.
+        regularizer: Name of what is tuned beside the learning rate, or `None`:
+            "weight_decay", an argument of every optimizer, or an argument of
+            `build_model`, such as "l2" or "dropout".
+        regularizers: Tuple of its values in the first grid, ascending. 0 is no
+            regularizer, beyond which the grid does not grow.
+        regularizer_limit: Float, the largest value that may be tried.
+        resplit: Whether each seed shares out training and validation rows anew. `False`
+            where they must not mix, as rows of one document or one user.
         sizes: Dict from a name to a dict of attributes, which a size sets.
     """
 
@@ -61,6 +74,10 @@ class Task(abc.ABC):
     epochs = 1
     target = None
     learning_rates = {}
+    regularizer = None
+    regularizers = (None,)
+    regularizer_limit = math.inf
+    resplit = True
     sizes = {"default": {}}
 
     def __init__(self, size="default"):
@@ -79,12 +96,20 @@ class Task(abc.ABC):
     def build_model(self):
         """Returns a new `keras.Model`, not compiled. Called after `load`.
 
-        Its weights come from Keras' seed, `keras.utils.set_random_seed`.
+        Its weights come from Keras' seed, `keras.utils.set_random_seed`. It has one
+        argument where `regularizer` names it.
         """
 
     def score(self, model, features, targets):
         """How good the compiled model is on these rows, a float: by default, its loss."""
         return model.evaluate(features, targets, batch_size=1000, verbose=0)
+
+    def row_scores(self, model, features, targets):
+        """The score of each row, a vector whose mean is the score, or `None`.
+
+        For an interval by the rows of the test split, beside that by seeds.
+        """
+        return None
 
     def better(self, one, other):
         """Whether score `one` is better than `other`."""
@@ -140,6 +165,24 @@ def _tasks_in(file):
         and value.__module__ == module.__name__
         and not value.__abstractmethods__
     }
+
+
+def check_regularizer(task):
+    """Raises ValueError where a task does not say what is tuned beside the rate."""
+    values = tuple(task.regularizers)
+    if task.regularizer is None:
+        if values != (None,):
+            raise ValueError(
+                f"{type(task).__name__} has regularizers={values} and no `regularizer`, "
+                "the name of what they are values of: 'weight_decay' or an argument of "
+                "build_model."
+            )
+        return
+    if len(values) < 2 or values[0] < 0 or list(values) != sorted(set(values)):
+        raise ValueError(
+            f"{type(task).__name__}.regularizers must be two or more ascending numbers, "
+            f"such as (0.0, 0.001, 0.01). Received: {values}"
+        )
 
 
 def checked(data):

@@ -3,8 +3,9 @@
     python -m gsnr_tf.compare.worker RUN_DIR
 
 `workers.Worker` starts it and tells it what to train, over a socket, in lines of JSON:
-`{"cell": 3, "run": {…}}` for `Trainer.run(**run)` on cell 3 of the settings, answered
-by its result or `{"error": …}`. It ends when that socket closes: nobody is left training
+`{"cell": 3, "regularizer": 0.1, "run": {…}}` for `Trainer.run(**run)` on cell 3 of the
+settings, answered by its result or `{"error": …}`. Scores of single rows go to a file,
+which the result names. It ends when that socket closes: nobody is left training
 after the study was killed.
 """
 
@@ -15,7 +16,12 @@ import socket
 import sys
 import threading
 import traceback
+from pathlib import Path
 
+import numpy as np
+
+# So many traced models are kept, of cells and values of the regularizer.
+TRAINERS = 16
 # Environment variable: the port to connect to, and the word to say first.
 ADDRESS = "GSNR_TF_COMPARE_ADDRESS"
 
@@ -42,9 +48,24 @@ def _connect(jobs):
     return lambda answer: say(json.dumps(answer))
 
 
+def _save_rows(folder, job, result):
+    """Puts the scores of single rows into a file of their own."""
+    scores = result.pop("row_scores", None)
+    if scores is None:
+        return
+    run = job["run"]
+    name = f"{job['cell']}-{run['learning_rate']}-{job['regularizer']}-{run['seed']}.npy"
+    file = Path(folder) / "rows" / name
+    file.parent.mkdir(exist_ok=True)
+    aside = file.with_suffix(".new")
+    with open(aside, "wb") as out:
+        np.save(out, np.asarray(scores, "float32"))
+    aside.rename(file)
+    result["rows"] = f"rows/{name}"
+
+
 def main(folder):
     """Trains what comes in over the socket, to the end of the study."""
-    import keras
     import tensorflow as tf
 
     from gsnr_tf import comm
@@ -58,22 +79,27 @@ def main(folder):
     settings = Settings.read(folder)
     cells = settings.cells()
     task = settings.apply_to(load_task(settings.task, settings.size))
-    data, trainer, index = task.load(), None, None
+    data, trainers = task.load(), {}
     while True:
         # All ranks learn what rank 0 was told.
         job = ranks.gather(jobs.get() if answer else None)[0]
         try:
-            if job["cell"] != index:
-                trainer, index = None, job["cell"]
-                keras.backend.clear_session()
-                cell = cells[index]
-                trainer = Trainer(task, data, cell.contender, cell.batch)
+            key = job["cell"], job["regularizer"]
+            trainer = trainers.pop(key, None)
+            if trainer is None:
+                cell = cells[job["cell"]]
+                trainer = Trainer(task, data, cell.contender, cell.batch, key[1])
+            # The one that was used last comes last.
+            trainers[key] = trainer
+            if len(trainers) > TRAINERS:
+                del trainers[next(iter(trainers))]
             result = trainer.run(**job["run"])
         except Exception:
             if answer:
                 answer({"error": traceback.format_exc()})
             raise
         if answer:
+            _save_rows(folder, job, result)
             answer(result)
 
 

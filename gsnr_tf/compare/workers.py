@@ -50,7 +50,7 @@ class Worker:
         )
         self._connection = None
 
-    def train(self, index, **run):
+    def train(self, index, regularizer, **run):
         """Has `Trainer.run(**run)` done for a cell of the settings; returns its result.
 
         Raises:
@@ -59,8 +59,9 @@ class Worker:
         if self._connection is None:
             self._connection = self._accept()
         incoming, outgoing = self._connection
+        job = {"cell": index, "regularizer": regularizer, "run": run}
         try:
-            print(json.dumps({"cell": index, "run": run}), file=outgoing, flush=True)
+            print(json.dumps(job), file=outgoing, flush=True)
             line = incoming.readline()
         except OSError:
             line = ""

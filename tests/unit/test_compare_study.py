@@ -1,61 +1,31 @@
 """The bookkeeping of a study, without the training."""
 
-import collections
 import gc
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 
+import numpy as np
 import pytest
 
-from gsnr_tf.compare import search
-from gsnr_tf.compare.contenders import Contender, contenders_of, parse_form
-from gsnr_tf.compare.settings import Settings, check
-from gsnr_tf.compare.study import SEARCH_SEED, Study
+from gsnr_tf.compare import paired, race
+from gsnr_tf.compare.contenders import contenders_of, parse_form
+from gsnr_tf.compare.settings import NAMED, Settings, check
+from gsnr_tf.compare.study import Study
 from gsnr_tf.compare.summary import (
     Outcome,
-    beyond_the_spread,
     cautions,
+    compared,
+    comparisons,
     outcomes,
     reaches,
+    tallies,
     verdicts,
 )
 from gsnr_tf.compare.task import load_task
 from tests.processes import ROOT
 
 PLANE = str(ROOT / "tests" / "integration" / "plane_task.py")
-
-
-# ---- the search ---------------------------------------------------------------------
-
-
-def climb(loss, trials, start=0.1):
-    tried = {}
-    for _ in range(trials):
-        rate = search.next_rate(tried, start)
-        assert rate not in tried
-        tried[rate] = loss(rate)
-    return tried
-
-
-@pytest.mark.parametrize("best", [0.003, 0.07, 0.1, 0.9, 5.0])
-def test_it_comes_close_to_the_best_rate(best):
-    tried = climb(lambda rate: abs(math.log(rate / best)), trials=9)
-    assert 1 / 1.5 < search.best_rate(tried) / best < 1.5
-    assert min(tried) < search.best_rate(tried) < max(tried)
-
-
-def test_it_starts_alike_for_all_and_goes_beyond_the_end_while_the_best_is_there():
-    up = list(climb(lambda rate: -rate, trials=6))
-    down = list(climb(lambda rate: rate, trials=6))
-    assert up[:3] == down[:3] == pytest.approx([0.1, 0.025, 0.4])
-    assert up[3:] == pytest.approx([1.6, 6.4, 25.6])
-    assert down[3:] == pytest.approx([0.1 / 16, 0.1 / 64, 0.1 / 256])
-
-
-def test_where_all_diverged_it_goes_down():
-    tried = climb(lambda rate: math.inf if rate > 0.003 else rate, trials=6)
-    assert min(tried) < 0.003
-    assert tried[search.best_rate(tried)] < math.inf
 
 
 # ---- contenders ---------------------------------------------------------------------
@@ -143,7 +113,7 @@ def plane():
         ({"samples": 1}, "k.*2 or more.*Received: k=1"),
         ({"ranks": 3}, r"multiple of the ranks \(3\). Received: k=8"),
         ({"forms": ("k=5",)}, "multiple of its 5 samples"),
-        ({"trials": 2}, "three trials or more. Received: trials=2"),
+        ({"trials": 2}, "three learning rates or more. Received: trials=2"),
         ({"seeds": 0}, "seeds starts at 1. Received: 0"),
         ({"optimizers": ("adagrad",)}, "adam, lamb.*Received: 'adagrad'"),
     ],
@@ -170,11 +140,11 @@ def pretend(study, die_after=math.inf):
     """A `train` whose results depend on its arguments alone, and a log of the calls."""
     calls = []
 
-    def train(index, learning_rate, seed, final):
+    def train(index, regularizer, learning_rate, seed, whole):
         if len(calls) >= die_after:
             raise Killed
-        calls.append((study.cells[index].name, learning_rate, seed, final))
-        best = 0.02 * (1 + index)
+        calls.append((study.cells[index].name, regularizer, learning_rate, seed, whole))
+        best = 0.2 * (1 + index)
         score = abs(math.log(learning_rate / best)) + 0.001 * seed
         diverged = learning_rate > 10 * best
         history = [{"update": 4, "seconds": 1.0, "loss": 1.0, "validation": score}]
@@ -185,7 +155,7 @@ def pretend(study, die_after=math.inf):
             "validation": None if diverged else score,
             "history": history,
         }
-        if final:
+        if whole and not diverged:
             result |= {"test": score + 0.1, "train": score}
         return result
 
@@ -193,8 +163,7 @@ def pretend(study, die_after=math.inf):
 
 
 def work(study, train):
-    for cell in study.cells:
-        study.run_cell(cell, train, lambda row: None)
+    study.work(train, lambda row: None)
 
 
 @pytest.fixture
@@ -205,48 +174,36 @@ def finished(tmp_path, plane):
     return study, calls
 
 
-def test_everyone_has_the_same_number_of_trials_and_seeds(finished):
+def test_everyone_at_a_batch_has_the_same_trials_and_seeds(finished):
     study, calls = finished
-    assert len(study.cells) == 2 * 4
-    for cell in study.cells:
-        own = [call for call in calls if call[0] == cell.name]
-        searched = [seed for _, _, seed, final in own if not final]
-        scored = [seed for _, _, seed, final in own if final]
-        assert searched == [SEARCH_SEED] * 5
-        assert scored == [1, 2, 1, 2]
-        assert study.runs_left(cell) == 0
-    starts = collections.Counter(rate for _, rate, _, final in calls if not final)
-    # The start and its two neighbours, for all eight.
-    assert sorted(starts.values())[-3:] == [8, 8, 8]
+    assert len(study.groups) == 2 and len(study.cells) == 2 * 4
+    for group in study.groups:
+        tried = [
+            {call[1:4] for call in calls if call[0] == cell.name and not call[4]}
+            for cell in group.cells
+        ]
+        assert len(tried[0]) >= 5 * 2 * 2 and tried.count(tried[0]) == 4
+        assert group.state().stage == "done" and group.left() == 0
+    # The rates of the first grid lie around the task's own.
+    assert {0.025, 0.05, 0.1, 0.2, 0.4} <= {call[2] for call in calls}
+    assert len(calls) == len(set(calls)) == len(study.rows())
 
 
-def test_the_two_best_rates_of_the_search_run_with_other_seeds(finished):
-    study, calls = finished
-    for cell in study.cells:
-        tried = study.tried(cell)
-        rates = {rate for name, rate, _, final in calls if final and name == cell.name}
-        assert sorted(map(tried.get, rates)) == sorted(tried.values())[:2]
+def test_scores_of_the_test_split_choose_nothing(tmp_path, plane):
+    chosen = []
+    for test in (0.0, 5.0):
+        study = Study(settings(), tmp_path / str(test), plane)
+        train, _ = pretend(study)
 
+        def other(index, regularizer, **run):
+            result = train(index, regularizer, **run)
+            if "test" in result:
+                result["test"] = test * run["learning_rate"]
+            return result
 
-def final(rate, seed, validation, test):
-    return {
-        "phase": "final", "optimizer": "adam", "batch": 64, "contender": "base",
-        "samples": 8, "learning_rate": rate, "seed": seed,
-        "diverged": validation is None, "validation": validation, "test": test,
-    }  # fmt: skip
-
-
-def test_validation_over_all_seeds_chooses_and_test_scores_do_not(plane):
-    lucky = [final(0.1, 1, 0.2, 0.0), final(0.1, 2, 0.9, 0.0)]
-    steady = [final(0.2, 1, 0.4, 9.0), final(0.2, 2, 0.4, 9.0)]
-    searched = [
-        {**final(rate, 0, 0.1 + rate, None), "phase": "search"} for rate in (0.1, 0.2)
-    ]
-    [chosen] = outcomes([*searched, *lucky, *steady], plane)
-    assert (chosen.learning_rate, chosen.scores) == (0.2, [9.0, 9.0])
-    diverging = [final(0.3, 1, 0.1, 0.0), final(0.3, 2, None, None)]
-    [chosen] = outcomes([*searched, *diverging, *steady], plane)
-    assert chosen.learning_rate == 0.2
+        work(study, other)
+        chosen.append([group.state().chosen for group in study.groups])
+    assert chosen[0] == chosen[1]
 
 
 def test_a_study_that_was_killed_goes_on_without_repeating_anything(
@@ -262,14 +219,51 @@ def test_a_study_that_was_killed_goes_on_without_repeating_anything(
         except Killed:
             pass
         calls += made
-        del study, train  # as the end of a process would, this gives up the folder
+        # As the end of a process would, this gives up the folder; and half a line stays.
+        del study, train
         gc.collect()
+        with open(tmp_path / "killed" / "results.jsonl", "a") as file:
+            file.write('{"optimizer": "ad')
     study = Study(settings(), tmp_path / "killed", plane)
-    assert calls == all_calls
-    assert study.rows() == whole.rows()
+    # What was begun when it was killed is done again, in the same or another order.
+    assert set(calls) == set(all_calls) and len(calls) == len(all_calls)
+    key = json.dumps
+    assert sorted(study.rows(), key=key) == sorted(whole.rows(), key=key)
     lines = (tmp_path / "killed" / "results.jsonl").read_text().splitlines()
-    by_text = sorted(map(json.dumps, whole.rows()))
-    assert sorted(lines) == by_text
+    assert sorted(lines) == sorted(map(json.dumps, whole.rows()))
+
+
+def test_several_workers_come_to_the_same(finished, tmp_path, plane):
+    whole, _ = finished
+    study = Study(settings(), tmp_path / "threads", plane)
+    train, _ = pretend(study)
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(work, study, train) for _ in range(3)]:
+            done.result(timeout=120)
+    key = json.dumps
+    assert sorted(study.rows(), key=key) == sorted(whole.rows(), key=key)
+    assert [g.state() for g in study.groups] == [g.state() for g in whole.groups]
+
+
+def test_a_worker_that_fails_ends_the_others(tmp_path, plane):
+    study = Study(settings(), tmp_path / "failing", plane)
+    train, _ = pretend(study, die_after=20)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(work, study, train) for _ in range(2)]
+        failed = next(as_completed(both, timeout=120))
+        study._stop()
+        wait(both, timeout=120)
+    assert isinstance(failed.exception(), Killed)
+
+
+def test_the_work_left_is_told(tmp_path, plane):
+    study = Study(settings(), tmp_path / "told", plane)
+    first = study.left()
+    # Five rates, two values, two seeds, half of them to the end; and there are no more seeds.
+    assert first == pytest.approx(8 * (5 * 2 * 2 / 3 + 5 * 2 * 2 / 3))
+    train, _ = pretend(study)
+    work(study, train)
+    assert study.left() == 0 and study.spent >= first
 
 
 def test_a_folder_with_another_study_is_refused(finished, tmp_path, plane):
@@ -287,26 +281,54 @@ def test_settings_come_back_from_the_folder(finished, tmp_path):
     assert Settings.read(tmp_path / "whole") == settings()
 
 
+# ---- what the study is about ----------------------------------------------------------
+
+
+def test_what_is_named_in_advance():
+    two = settings(optimizers=("adam", "lamb"))
+    names = [(c.contender.rule, c.batch, c.contender.label) for c in two.named()]
+    assert len(names) == NAMED == 6
+    assert names[0] == ("adam", 64, "GSNR ceiling=1")
+    assert names[-1] == ("lamb", 64, "GSNR ceiling=10")
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "values", "says"),
+    [
+        (None, (0.0, 0.1), "no `regularizer`, the name"),
+        ("l2", (0.1,), "two or more ascending numbers"),
+        ("l2", (0.1, 0.0), r"Received: \(0.1, 0.0\)"),
+        ("l2", (-0.1, 0.0), "two or more ascending numbers"),
+    ],
+)
+def test_a_task_that_does_not_say_what_is_tuned_is_refused(plane, regularizer, values, says):
+    task = type("Tuned", (type(plane),), {})()
+    task.regularizer, task.regularizers = regularizer, values
+    with pytest.raises(ValueError, match=says):
+        check(settings(), task, task.load())
+
+
 # ---- what it amounts to -------------------------------------------------------------
 
 
 def outcome(contender, scores, batch=64, **changed):
-    def run(score):
+    def run(seed, score):
         if score is None:
-            return {"diverged": True, "history": []}
+            return {"seed": seed, "diverged": True, "history": []}
         crossing = [
             {"update": 10, "seconds": 1.0, "validation": 0.1},
             {"update": 20, "seconds": 2.0, "validation": score},
         ]
         return {
-            "diverged": False, "validation": score, "test": score,
+            "seed": seed, "diverged": False, "validation": score, "test": score,
             "train": score + 0.05, "history": crossing,
         }  # fmt: skip
 
     values = {
         "optimizer": "adam", "batch": batch, "contender": contender, "samples": 8,
         "rates": {0.1: 0.5, 0.2: 0.7, 0.4: 0.6}, "learning_rate": 0.2,
-        "runs": tuple(map(run, scores)), "higher_is_better": True, "target": 0.7,
+        "regularizer": 0.001, "edges": [], "higher_is_better": True, "target": 0.7,
+        "runs": tuple(run(seed, score) for seed, score in enumerate(scores, start=1)),
     }  # fmt: skip
     return Outcome(**{**values, **changed})
 
@@ -332,83 +354,132 @@ def test_the_gap_is_positive_where_training_is_better():
     assert outcome("base", [0.8], higher_is_better=False).gaps == pytest.approx([-0.05])
 
 
-def test_beyond_the_spread_is_more_than_both_deviations():
-    base = outcome("base", [0.70, 0.72])  # mean 0.71, deviation 0.0141
-    assert beyond_the_spread(outcome("GSNR", [0.73, 0.75]), base) == "better"
-    assert beyond_the_spread(outcome("GSNR", [0.725, 0.745]), base) == "level"
-    assert beyond_the_spread(outcome("GSNR", [0.67, 0.69]), base) == "worse"
-    assert beyond_the_spread(outcome("GSNR", [0.9]), base) is None
-    assert beyond_the_spread(outcome("GSNR", [0.9, None]), base) == "worse"
-    lower = outcome("base", [0.70, 0.72], higher_is_better=False)
-    other = outcome("GSNR", [0.67, 0.69], higher_is_better=False)
-    assert beyond_the_spread(other, lower) == "better"
+BASE = [0.70, 0.71, 0.72, 0.73, 0.74]
+AHEAD = [0.703, 0.714, 0.723, 0.734, 0.743]
 
 
-def verdict(*found):
-    [sentence] = verdicts(found)
-    return sentence
+def test_runs_are_compared_seed_by_seed():
+    """The lead is far below the spread of either, and the same for each seed."""
+    base, ahead = outcome("base", BASE), outcome("GSNR", AHEAD)
+    found = compared(ahead, base)
+    assert found.result == "ahead" and found.found.mean == pytest.approx(0.0034)
+    assert compared(base, ahead).result == "behind"
+    shuffled = outcome("GSNR", AHEAD[::-1])
+    assert compared(shuffled, base).result == "level"
+    less = [outcome(o.contender, o.scores, higher_is_better=False) for o in (ahead, base)]
+    assert compared(*less).result == "behind"
+    assert compared(outcome("GSNR", [0.9]), outcome("base", [0.7])).result is None
+
+
+def test_a_seed_that_diverged():
+    base = outcome("base", BASE)
+    assert compared(outcome("GSNR", [*AHEAD[:4], None]), base).result == "behind"
+    both = [outcome(n, [*s[:4], None]) for n, s in (("GSNR", AHEAD), ("base", BASE))]
+    assert compared(*both).found.seeds == 4 and compared(*both).result == "ahead"
+
+
+def test_holm_is_among_those_that_were_named():
+    base = outcome("base", BASE)
+    forms = [outcome(f"GSNR {n}", [s + n * 1e-4 for s in AHEAD]) for n in range(3)]
+    control = outcome("control", AHEAD)
+    named = [("adam", 64, form.contender, 8) for form in forms[:2]]
+    each = comparisons([base, control, *forms], named)
+    assert [c.ours.contender for c in each] == ["GSNR 0", "GSNR 1", "GSNR 2", "control"]
+    first, second, third, last = each
+    assert [first.p, second.p] == paired.holm([first.found.p, second.found.p])
+    assert first.named and second.named and not third.named
+    assert first.p + second.p > first.found.p + second.found.p
+    assert third.p == third.found.p and last.p == last.found.p
+
+
+def test_the_rows_of_the_test_split_give_an_interval_of_their_own(tmp_path):
+    rng = np.random.default_rng(0)
+    shared, leads = rng.normal(size=500), []
+    ours, base = outcome("GSNR", AHEAD), outcome("base", BASE)
+    for name, found, lead in (("ours", ours, 0.3), ("base", base, 0.0)):
+        for run in found.runs:
+            run["rows"] = f"{name}-{run['seed']}.npy"
+            own = lead + 0.1 * rng.normal(size=500)
+            np.save(tmp_path / run["rows"], shared + own)
+            leads.append(own.mean())
+    low, high = compared(ours, base, tmp_path).rows
+    # What all share falls out: 0.1·√(2/5) of each row is left, over 500 rows.
+    assert low < np.mean(leads[:5]) - np.mean(leads[5:]) < high
+    half = 1.96 * 0.1 * np.sqrt(2 / 5 / 500)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.2)
+    assert compared(ours, base).rows is None
+    del base.runs[0]["rows"]
+    assert compared(ours, base, tmp_path).rows is None
+
+
+def verdict(*found, named=("GSNR",)):
+    each = comparisons(found, [("adam", 64, name, 8) for name in named])
+    return list(verdicts(each))
 
 
 def test_the_verdict_says_who_won_also_when_it_is_base():
-    base = outcome("base", [0.70, 0.71])
-    control = outcome("control", [0.76, 0.77])
-    ahead = outcome("GSNR ceiling=1", [0.77, 0.78])
-    behind = outcome("GSNR ceiling=10", [0.60, 0.61])
-    won = verdict(base, control, ahead, behind)
-    assert "GSNR is ahead beyond the spread, GSNR ceiling=1 0.7750" in won
-    assert "Against the control (control 0.7650 ± 0.0071) it is not ahead" in won
-    assert "base is ahead of every form beyond the spread" in verdict(base, behind)
-    assert "no difference beyond the spread" in verdict(
-        base, outcome("GSNR", [0.70, 0.72])
-    )
-    one_seed = verdict(outcome("base", [0.7]), outcome("GSNR", [0.9]))
-    assert "One seed cannot tell" in one_seed
-    assert "every run diverged" in verdict(
-        outcome("base", [None]), outcome("GSNR", [None])
-    )
+    base, control = outcome("base", BASE), outcome("control", BASE[::-1])
+    ahead, behind = outcome("GSNR", AHEAD), outcome("GSNR b", [s - 0.1 for s in AHEAD])
+    won, lost, checked = verdict(base, control, ahead, behind)
+    assert won.startswith("adam, batch 64: GSNR against base: ahead, +0.0034 [+0.0027, +0.0041]")
+    assert "over 5 seeds, p 0.000 (Holm), sign flips 0.062." in won
+    assert "GSNR b against base (exploratory): behind, -0.0966" in lost
+    assert "control against base (exploratory): level" in checked
+    [alone] = verdict(outcome("base", [0.7]), outcome("GSNR", [0.9]))
+    assert "one seed cannot tell" in alone
+    [none] = verdict(outcome("base", BASE), outcome("GSNR", [None, None]))
+    assert "every run of GSNR diverged" in none
 
 
-def test_the_form_that_is_told_of_is_the_one_that_validation_prefers():
-    """The best of several by test score would be in part the luckiest."""
-    base = outcome("base", [0.70, 0.71])
-    preferred = outcome("GSNR a", [0.60, 0.61])
-    for run in preferred.runs:
-        run["validation"] = 0.9
-    lucky = outcome("GSNR b", [0.80, 0.81])
-    assert "base is ahead of the form that validation prefers" in verdict(
-        base, preferred, lucky
-    )
+def test_a_form_that_is_in_several_comparisons_is_counted():
+    found = [
+        *(outcome("base", BASE, 64), outcome("GSNR", AHEAD, 64)),
+        *(outcome("base", BASE, 320), outcome("GSNR", BASE[::-1], 320)),
+    ]
+    assert list(tallies(comparisons(found))) == [
+        "GSNR: ahead in 1 of 2 comparisons, behind in 0."
+    ]
 
 
 def test_how_far_the_batch_can_grow():
+    worse = [score - 0.1 for score in AHEAD]
     found = [
-        outcome("base", [0.70, 0.71], 64), outcome("GSNR", [0.71, 0.72], 64),
-        outcome("base", [0.60, 0.61], 320), outcome("GSNR", [0.70, 0.71], 320),
-        outcome("control", [0.10, 0.11], 64), outcome("control", [0.10, 0.11], 320),
+        outcome("base", BASE, 64), outcome("GSNR", AHEAD, 64),
+        outcome("base", worse, 320), outcome("GSNR", BASE[::-1], 320),
+        outcome("control", worse, 64), outcome("control", worse, 320),
     ]  # fmt: skip
     [sentence] = reaches(found)
-    assert "than base at 64: base 64; GSNR 320; control none." in sentence
+    assert "not behind base at 64" in sentence
+    assert "base 64; GSNR 320; control none." in sentence
 
 
-def test_a_rate_on_the_edge_and_seeds_that_diverged_are_told():
-    edge = outcome("base", [0.7, None], learning_rate=0.4)
-    assert outcome("base", [0.7], learning_rate=0.1).on_the_edge
+def test_a_setting_at_the_end_and_seeds_that_diverged_are_told():
+    edge = outcome("base", [0.7, None], edges=["learning rate", "regularizer"])
     sentences = list(cautions([edge, outcome("GSNR", [0.7, 0.7])]))
-    assert len(sentences) == 2
-    assert "0.4, lies at the edge" in sentences[0]
-    assert "1 of 2 seeds diverged" in sentences[1]
+    assert len(sentences) == 3
+    assert "the best learning rate, 0.2, lies at the end" in sentences[0]
+    assert "the best regularizer, 0.001, lies at the end" in sentences[1]
+    assert "1 of 2 seeds diverged" in sentences[2]
 
 
-def test_outcomes_are_read_from_the_rows_of_a_study(finished, plane):
-    study, calls = finished
-    found = outcomes(study.rows(), plane)
+def test_outcomes_are_read_from_a_study(finished, plane):
+    study, _ = finished
+    found = outcomes(study, plane)
     assert [o.contender for o in found[:4]] == [
         "base", "control", "GSNR ceiling=1", "GSNR ceiling=10",
     ]  # fmt: skip
-    for cell, o in zip(study.cells, found, strict=True):
-        assert isinstance(cell.contender, Contender)
-        assert len(o.rates) == 5 and len(o.runs) == 2
-        finite = {rate: score for rate, score in o.rates.items() if score is not None}
-        # Here a seed adds the same at all rates.
-        assert o.learning_rate == min(finite, key=finite.get)
+    for index, o in enumerate(found):
+        # Where the best rate of any lies between two of the grid, either is chosen.
+        best = 0.2 * (1 + index)
+        assert 1 / race.STRIDE < o.learning_rate / best < race.STRIDE
+        assert [run["seed"] for run in o.runs] == [1, 2] and not o.edges
+        assert o.rates[o.learning_rate] is not None and None in o.rates.values()
         assert o.gaps == pytest.approx([0.1, 0.1])
+
+
+def test_a_race_under_way_has_no_outcome(tmp_path, plane):
+    study = Study(settings(), tmp_path / "begun", plane)
+    train, _ = pretend(study, die_after=40)
+    with pytest.raises(Killed):
+        work(study, train)
+    assert outcomes(study, plane) == []

@@ -5,12 +5,11 @@ import re
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from gsnr_tf.compare import Data, Split, Task, load_task
-from gsnr_tf.compare.contenders import contenders_of
+from gsnr_tf.compare.contenders import Contender, contenders_of
 from gsnr_tf.compare.task import checked
-from gsnr_tf.compare.training import Trainer
+from gsnr_tf.compare.training import Splits, Trainer, _Paused
 from gsnr_tf.schedules import WarmupCosine
 from tests.processes import ROOT
 
@@ -120,36 +119,82 @@ def train(plane, batch=64, contender=None):
     return Trainer(*plane, contender or gsnr_adam(), batch)
 
 
+def plain(result):
+    """A result without what is a matter of the clock."""
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in result["history"]]
+    scores = result.get("row_scores")
+    changed = {"seconds": 0, "history": rows, "row_scores": scores is not None and scores.tolist()}
+    return result | changed
+
+
 def test_a_second_run_is_the_first_once_more_and_that_of_a_new_model(plane):
     trainer = train(plane)
-    first = trainer.run(0.1, seed=3, final=True)
-    other = trainer.run(0.2, seed=4, final=True)
-    again = trainer.run(0.1, seed=3, final=True)
-    anew = train(plane).run(0.1, seed=3, final=True)
-    for result in (first, other, again, anew):
-        for row in (result, *result["history"]):
-            row.pop("seconds")
-    assert first == again == anew
+    first = trainer.run(0.1, seed=3)
+    other = trainer.run(0.2, seed=4)
+    again = trainer.run(0.1, seed=3)
+    anew = train(plane).run(0.1, seed=3)
+    assert plain(first) == plain(again) == plain(anew)
     assert first["test"] != other["test"]
+
+
+def test_a_run_that_stopped_after_a_third_goes_on_as_if_it_had_not(plane):
+    """And others in between leave it alone."""
+    whole = train(plane).run(0.1, seed=3)
+    trainer = train(plane)
+    third = trainer.run(0.1, seed=3, whole=False)
+    assert third["updates"] == round(40 / 3) and not {"test", "train"} & third.keys()
+    assert plain(third)["history"] == plain(whole)["history"][:3]
+    trainer.run(0.2, seed=4, whole=False)
+    trainer.run(0.1, seed=4)
+    weights = trainer._model.get_weights()
+    found = trainer.run(0.1, seed=3)
+    assert plain(found) == plain(whole) and found["seconds"] > third["seconds"]
+    assert (weights[0] != trainer._model.get_weights()[0]).any()
+    # From the start where nothing was kept, as after a kill.
+    assert plain(trainer.run(0.1, seed=3)) == plain(whole)
+
+
+def test_what_is_kept_of_runs_that_stopped_has_a_limit():
+    kept = _Paused(limit=100)
+    for number in range(3):
+        kept.keep(number, number, [np.zeros(5, "float64")])
+    assert kept.take(0) is None and kept.take(2)[0] == 2 and kept.take(2) is None
 
 
 def test_it_trains_as_fit_does(plane):
     """On the same micro-batches, under the same schedule, from the same weights."""
     task, data = plane
     trainer = train(plane)
-    found = trainer.run(0.1, seed=5, evaluations=1, final=True)
+    found = trainer.run(0.1, seed=5, evaluations=1)
 
     keras.utils.set_random_seed(5)
     model = task.build_model()
     schedule = WarmupCosine(0.1, 40)
     model.compile(optimizer=gsnr_adam().optimizer(schedule, 4), loss=task.loss)
     orders = [np.random.default_rng([5, epoch]).permutation(640) for epoch in range(4)]
-    rows = np.concatenate(orders)
+    own, rows = Splits(data, True).train(5), np.concatenate(orders)
     model.fit(
-        data.train.features[rows], data.train.targets[rows], batch_size=16,
-        shuffle=False, verbose=0,
-    )  # fmt: skip
+        own.features[rows], own.targets[rows], batch_size=16, shuffle=False, verbose=0
+    )
     np.testing.assert_allclose(found["test"], task.score(model, *data.test), rtol=1e-5)
+
+
+def test_each_seed_shares_out_training_and_validation_rows_anew(plane):
+    _, data = plane
+    splits = Splits(data, True)
+    numbers = [splits.rows(seed) for seed in (1, 2, 1)]
+    for train_rows, validation_rows in numbers:
+        assert len(train_rows) == 640
+        assert sorted([*train_rows, *validation_rows]) == list(range(800))
+    assert set(numbers[0][1]) != set(numbers[1][1])
+    np.testing.assert_array_equal(numbers[0][1], numbers[2][1])
+    features = data.test.features
+    assert splits.test.features is features
+    # No row of the test split is among them.
+    assert not {row.tobytes() for row in splits.pool.features} & {r.tobytes() for r in features}
+    own = Splits(data, False)
+    np.testing.assert_array_equal(own.train(1).features, data.train.features)
+    np.testing.assert_array_equal(own.validation(2).targets, data.validation.targets)
 
 
 def test_every_epoch_sees_every_row_once_also_where_batches_cross_its_end(plane):
@@ -161,11 +206,11 @@ def test_every_epoch_sees_every_row_once_also_where_batches_cross_its_end(plane)
     for epoch in range(4):
         seen = rows[640 * epoch : 640 * (epoch + 1)]
         assert len(set(seen)) == len(seen)
-    assert set(rows[:640]) == set(range(640))
+    assert set(rows[:640]) == set(trainer._splits.rows(7)[0])
     assert (rows[:640] != rows[640:1280]).any()
 
 
-def test_a_run_that_chooses_does_not_see_the_test_split(plane):
+def test_a_run_that_stops_early_does_not_see_the_test_split(plane):
     task, data = plane
     scored = []
 
@@ -175,10 +220,10 @@ def test_a_run_that_chooses_does_not_see_the_test_split(plane):
             return super().score(model, features, targets)
 
     trainer = Trainer(Watched(), data, gsnr_adam(), 64)
-    result = trainer.run(0.1, seed=0, evaluations=2)
-    assert not {"test", "train"} & result.keys()
-    assert all(features is data.validation.features for features in scored)
-    trainer.run(0.1, seed=0, evaluations=2, final=True)
+    trainer.run(0.1, seed=1, whole=False)
+    own = Splits(data, True).validation(1).features
+    assert scored and all((features == own).all() for features in scored)
+    trainer.run(0.1, seed=1)
     assert any(features is data.test.features for features in scored)
 
 
@@ -186,9 +231,51 @@ def test_a_run_that_diverges_is_a_result_and_leaves_the_next_one_alone(plane):
     momentum = contenders_of("momentum", [], 4)[0]
     trainer = train(plane, contender=momentum)
     good = trainer.run(0.001, seed=0)
-    bad = trainer.run(1e30, seed=0, final=True)
+    bad = trainer.run(1e30, seed=0)
     assert bad["diverged"] and bad["validation"] is None and "test" not in bad
     assert bad["updates"] < trainer.updates
     again = trainer.run(0.001, seed=0)
     assert not again["diverged"]
     assert again["validation"] == good["validation"]
+
+
+# ---- what is tuned beside the rate ------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "l2"])
+def test_the_regularizer_of_a_task_is_every_contenders(plane, name):
+    """Strong enough, it takes all weight from any of them."""
+    task, data = plane
+
+    class Tuned(type(task)):
+        regularizer, regularizers = name, (0.0, 1.0)
+
+        def build_model(self, l2=0.0):
+            dense = keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(l2))
+            return keras.Sequential([keras.Input((8,)), dense])
+
+    for contender in contenders_of("adam", [{"ceiling": 10.0}], 4):
+        norms = []
+        for value in (0.0, 5.0):
+            trainer = Trainer(Tuned(), data, contender, 64, value)
+            trainer.run(0.1, seed=1)
+            norms.append(np.linalg.norm(trainer._model.get_weights()[0]))
+        assert norms[1] < 0.7 * norms[0]
+
+
+def test_a_form_keeps_what_it_says_of_the_regularizer_itself():
+    own = Contender("adam", "gsnr", 4, (("weight_decay", 0.5),))
+    assert own.optimizer(0.1, 4, weight_decay=0.1).weight_decay == 0.5
+
+
+def test_scores_of_single_rows_are_those_of_the_test_split(plane):
+    task, data = plane
+
+    class Without(type(task)):
+        row_scores = Task.row_scores
+
+    result = train(plane).run(0.1, seed=1)
+    assert len(result["row_scores"]) == data.test.rows
+    assert result["row_scores"].mean() == pytest.approx(result["test"], rel=1e-5)
+    trainer = Trainer(Without(), data, gsnr_adam(), 64)
+    assert trainer.run(0.1, seed=1)["row_scores"] is None

@@ -1,5 +1,7 @@
 """The models of the example tasks."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -89,3 +91,20 @@ def test_the_recommender_is_scored_by_its_exact_auc():
     below = np.searchsorted(others, clicks, "left")
     ties = np.searchsorted(others, clicks, "right") - below
     np.testing.assert_allclose(score, (below + ties / 2).mean() / len(others), rtol=1e-9)
+    rows = task.row_scores(model, *data.test)
+    np.testing.assert_allclose(rows.mean(), score, rtol=1e-6)
+
+
+def test_the_auc_by_row_has_the_error_of_the_auc():
+    """Against rows drawn anew, of which the AUC is computed again."""
+    sys.path.insert(0, str(EXAMPLES))
+    import movielens
+
+    rng = np.random.default_rng(0)
+    clicks = (rng.uniform(size=3000) < 0.3).astype("float32")
+    scores = np.round(rng.normal(size=3000) + 0.8 * clicks, 1)
+    rows = movielens.auc_by_row(clicks, scores)
+    assert rows.mean() == pytest.approx(movielens.auc(clicks, scores))
+    drawn = [rng.integers(0, 3000, 3000) for _ in range(300)]
+    again = [movielens.auc(clicks[index], scores[index]) for index in drawn]
+    assert rows.std() / np.sqrt(3000) == pytest.approx(np.std(again), rel=0.15)
