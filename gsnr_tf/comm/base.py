@@ -34,10 +34,6 @@ class Communicator(abc.ABC):
     can_shard = False
     # Whether the workers are processes, which trace their steps each for itself.
     has_ranks = False
-    # Whether that sends fewer bytes from host to host than `reduce_moments`.
-    sharding_pays = False
-    # How many hosts samples could go by; 1 where there is nothing to gain.
-    hosts = 1
     # Called as `observer(collective, tensor)` in the place of `collective(tensor)`, for
     # who measures how long collectives take.
     observer = None
@@ -51,6 +47,16 @@ class Communicator(abc.ABC):
             name: Name of the collective, the same on all workers and at every
                 step, and no other's within a step.
         """
+
+    @property
+    def sharding_pays(self) -> bool:
+        """Whether owning shards sends fewer bytes from host to host than `reduce_moments`."""
+        return False
+
+    @property
+    def hosts(self) -> int:
+        """How many hosts samples could go by; 1 where there is nothing to gain."""
+        return 1
 
     def _issue(self, collective, tensor):
         if self.observer is None:

@@ -23,11 +23,11 @@ class Stage(NamedTuple):
 
     Attributes:
         ranks: The ranks, ascending.
-        index: Where among them this rank is.
+        position: Where among them this rank is.
     """
 
     ranks: list
-    index: int
+    position: int
 
 
 class ExchangePlan:

@@ -43,7 +43,7 @@ class Member:
             self.addresses = [address]
             return answer
         if all(isinstance(error, ConnectionRefusedError) for _, error in failures):
-            kind = ConnectionRefusedError
+            kind: type[OSError] = ConnectionRefusedError
         elif any(isinstance(error, TimeoutError) for _, error in failures):
             kind = TimeoutError
         else:

@@ -51,7 +51,8 @@ class Peers:
         if len(hosts) == 1:
             return
         name = uuid.uuid4().hex
-        own = Member(*_listening(len(set(hosts)) == 1), name)
+        addresses, secret = _listening(len(set(hosts)) == 1)
+        own = Member(addresses, secret, name)
         # Before the others learn of it: they may ask at once.
         with _published_while_meeting(name, share, len(hosts)):
             self._ranks = gather(own)
@@ -129,7 +130,7 @@ class _Published:
         self.key = None
 
 
-_published = {}
+_published: dict = {}
 _lock = threading.Lock()
 
 
@@ -216,7 +217,7 @@ def _background():
 
     Putting something there is all that is done while garbage is collected.
     """
-    gone = queue.SimpleQueue()
+    gone: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(
         target=_tell_all, args=[gone], name="gsnr_tf release", daemon=True
     ).start()
@@ -224,7 +225,7 @@ def _background():
 
 
 def _tell_all(gone):
-    untold = []
+    untold: list = []
     while True:
         with contextlib.suppress(queue.Empty):
             name, ranks, rank = gone.get(timeout=_AGAIN_SECONDS if untold else None)

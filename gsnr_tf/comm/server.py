@@ -18,6 +18,7 @@ import struct
 import threading
 import time
 import weakref
+from typing import Any
 
 SECRET_BYTES = 32
 _LONGEST_QUESTION = 1024
@@ -55,7 +56,7 @@ class Server:
         self._selector = selectors.DefaultSelector()
         # Sockets whose question is incomplete, what has come of it, and the deadline.
         self._unread = {}
-        self._work = queue.SimpleQueue()
+        self._work: queue.SimpleQueue = queue.SimpleQueue()
         self._listeners = [
             socket.create_server((address, 0), backlog=128) for address in addresses
         ]
@@ -80,9 +81,10 @@ class Server:
     def _read_all(self):
         while True:
             for key, _ in self._selector.select(1 if self._unread else None):
+                connection: Any = key.fileobj
                 # Dropped meanwhile, to make room for a newer one.
-                if key.fileobj.fileno() >= 0:
-                    key.data(key.fileobj)
+                if connection.fileno() >= 0:
+                    key.data(connection)
             now = time.monotonic()
             for late in [s for s, (_, until) in self._unread.items() if until < now]:
                 self._drop(late)
@@ -143,7 +145,7 @@ class Server:
 
 
 # The servers of this process.
-_servers = weakref.WeakSet()
+_servers: weakref.WeakSet = weakref.WeakSet()
 
 
 def close_all():

@@ -14,12 +14,15 @@ class Lars(Rule):
     trust_coefficient: float = 0.001
     epsilon: float = 1e-9
 
-    slots = ("momentum",)
     adapts = True
     exclude_vectors = True
 
     def __post_init__(self):
         check_momentum(self.momentum)
+
+    @property
+    def slots(self):
+        return ("momentum",)
 
     def direction(self, theta, gradient, multiplier, slots, at):
         return at.coupled(multiplier * gradient, theta), slots

@@ -37,7 +37,6 @@ class Rule:
     or on a few rows. Subclasses are frozen dataclasses of the rule's own coefficients.
 
     Attributes:
-        slots: Names of the state, a tensor like θ each.
         adapts: Whether the rule has a trust ratio.
         exclude_vectors: Whether variables with at most one dimension (biases, norms)
             are by default neither decayed nor adapted.
@@ -45,10 +44,14 @@ class Rule:
             and a sum, which are then rounded once in place of twice.
     """
 
-    slots = ()
     adapts = False
     exclude_vectors = False
     compiled = True
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the state, a tensor like θ each."""
+        return ()
 
     def direction(self, theta, gradient, multiplier, slots, at):
         """The step before its length is known.

@@ -22,11 +22,11 @@ def travel(plans, bounds, vectors):
         received = []
         for rank, plan in enumerate(plans):
             stage = plan.stages[number]
-            assert stage.ranks[stage.index] == rank
+            assert stage.ranks[stage.position] == rank
             rows = []
             for sender in stage.ranks:
                 cuts = plans[sender].cuts(bounds, plans[sender].shard)[number]
-                first, last = cuts[stage.index : stage.index + 2]
+                first, last = cuts[stage.position : stage.position + 2]
                 rows.append(held[sender][first - cuts[0] : last - cuts[0]])
             received.append(np.sum(rows, axis=0))
         held = received
