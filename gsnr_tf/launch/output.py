@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gsnr_tf.launch import supervise
+from gsnr_tf.resilience.commits_on_disk import COMMIT
 from gsnr_tf.resilience.preemption import EXIT_CODE
 
 _FROM_RANK = re.compile(r"\[(\d+)\]<(stdout|stderr)>:(.*)", re.DOTALL)
@@ -37,6 +38,8 @@ _NOISE = (
     "WARNING: All log messages before absl::InitializeLog() is called",
     "I0000 00:",
 )
+# What horovodrun.py says at the end of a wait.
+_NO_HOSTS = "Waited in vain for hosts"
 # What horovodrun says of ranks that fail, which is said better at the end.
 _SAID_AT_THE_END = (
     "Terminating remaining workers after failure",
@@ -99,9 +102,15 @@ class Output:
             streams in one file. `None` saves none.
         only: The one rank to show, without its number. `None` shows all.
         append: Whether the files go on after what an earlier start has left there.
+
+    Attributes:
+        commit: Path of the last commit that an elastic job has saved since it started,
+            a string; `None` where there is none.
+        no_hosts: Whether the job ended since it waited for hosts in vain.
     """
 
     def __init__(self, ranks, folder=None, only=None, append=False):
+        self.commit, self.no_hosts = None, False
         self._mode = "a" if append else "w"
         self._digits = len(str(ranks - 1))
         self._only = only
@@ -133,6 +142,9 @@ class Output:
             with contextlib.suppress(ValueError):
                 self._ended(rank, json.loads(text.removeprefix(supervise.REPORT)))
             return
+        if stream == "stderr" and text.startswith(COMMIT):
+            self.commit = text.removeprefix(COMMIT).strip()
+            return
         if self._folder:
             self._file(rank).write(text)
             self._file(rank).flush()
@@ -152,6 +164,7 @@ class Output:
         if exited:
             self._exits[int(exited[1])] = int(exited[2])
             return
+        self.no_hosts |= line.startswith(_NO_HOSTS)
         self._of_horovodrun.append(line)
         self._in_traceback |= line.startswith(_TRACEBACK)
         if not self._in_traceback and not line.startswith((*_NOISE, *_SAID_AT_THE_END)):

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gsnr_tf.callbacks.seeds import is_seed
 from gsnr_tf.resilience.array_file import DTYPES, Array
 from gsnr_tf.resilience.checkpoint_files import CheckpointError
 
@@ -38,7 +39,7 @@ def variables(model):
     left_out = [optimizer._iterations, optimizer._window_size, *window(model)]
     left_out = {id(variable) for variable in left_out}
     state = [v for v in model.optimizer.whole_state() if id(v) not in left_out]
-    weights = [variable for variable in model.variables if not _is_seed(variable)]
+    weights = [variable for variable in model.variables if not is_seed(variable)]
     return {"weights": weights, "optimizer": state}
 
 
@@ -128,12 +129,8 @@ def _named(group, each):
 # -------------------------------------------------------------------
 
 
-def _is_seed(variable):
-    return "seed_generator_state" in variable.path
-
-
 def _seeds(model):
-    return [variable for variable in model.variables if _is_seed(variable)]
+    return [variable for variable in model.variables if is_seed(variable)]
 
 
 def random_state(model):
