@@ -10,7 +10,7 @@ from pathlib import Path
 import rich
 
 from gsnr_tf import launch
-from gsnr_tf.benchmarks import overlap, report, sandbox
+from gsnr_tf.benchmarks import overlap, report, sandbox, soak_sandbox
 
 HELP = "what things cost, side by side"
 RULES = ("lamb", "adam", "momentum", "lars")
@@ -64,6 +64,12 @@ def add_arguments(parser):
             _network,
         ),
         ("monitor", "a train step with GSNRMonitor and without it", _add_monitor, _monitor),
+        (
+            "soak",
+            "what kills, pauses, full disks and the like do to a training",
+            _add_soak,
+            _soak,
+        ),
     ):
         benchmark = benchmarks.add_parser(
             name, help=help_, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -203,6 +209,22 @@ def _monitor(args):
         if code:
             return code
     return 0
+
+
+def _add_soak(add):
+    add("--minutes", type=positive, default=20, help="how long to disturb jobs")
+    add("--seed", type=int, default=0, help="of which faults come when, to which rank")
+    add(
+        "--only",
+        default="",
+        metavar="REGEX",
+        help="faults that fit, such as 'elastic' or 'engine: a rank is killed'",
+    )
+
+
+def _soak(args):
+    given = [f"--minutes={args.minutes}", f"--seed={args.seed}", f"--only={args.only}"]
+    return soak_sandbox.run(given)
 
 
 def run(args):

@@ -213,7 +213,9 @@ class Job:
             commit it would fail again where it failed before.
         """
         ranks = self.max_ranks or self.ranks
-        output = Output(ranks, self.folder, self.only, append=restarts > 0)
+        output = Output(
+            ranks, self.folder, self.only, restarts > 0, bool(self.discovery)
+        )
         with _Running(self.horovodrun(restarts > 0), self.grace, restarts) as running:
             for line in running.lines():
                 output.take(line)

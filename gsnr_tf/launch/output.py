@@ -102,6 +102,7 @@ class Output:
             streams in one file. `None` saves none.
         only: The one rank to show, without its number. `None` shows all.
         append: Whether the files go on after what an earlier start has left there.
+        elastic: Whether others go on when a rank fails, so that it is told at once.
 
     Attributes:
         commit: Path of the last commit that an elastic job has saved since it started,
@@ -109,8 +110,9 @@ class Output:
         no_hosts: Whether the job ended since it waited for hosts in vain.
     """
 
-    def __init__(self, ranks, folder=None, only=None, append=False):
+    def __init__(self, ranks, folder=None, only=None, append=False, elastic=False):
         self.commit, self.no_hosts = None, False
+        self._elastic = elastic
         self._mode = "a" if append else "w"
         self._digits = len(str(ranks - 1))
         self._only = only
@@ -140,7 +142,10 @@ class Output:
         if stream == "stderr" and text.startswith(supervise.REPORT):
             # Cut off where the supervisor was killed.
             with contextlib.suppress(ValueError):
-                self._ended(rank, json.loads(text.removeprefix(supervise.REPORT)))
+                report = json.loads(text.removeprefix(supervise.REPORT))
+                self._ended(rank, report)
+                if self._elastic and report["code"]:
+                    self._tell_end(rank, report["code"])
             return
         if stream == "stderr" and text.startswith(COMMIT):
             self.commit = text.removeprefix(COMMIT).strip()
@@ -158,6 +163,10 @@ class Output:
         elif rank == self._only:
             self._consoles[stream].file.write(text)
             self._consoles[stream].file.flush()
+
+    def _tell_end(self, rank, code):
+        label = f"{rank:>{self._digits}}"
+        self._show("stderr", label, rank, f"This process has failed: {meaning(code)}.")
 
     def _of_launcher(self, line):
         exited = _EXIT.match(line)
