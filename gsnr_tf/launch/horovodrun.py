@@ -198,6 +198,7 @@ def say(text):
 def replace_elastic():
     from horovod.runner import gloo_run
     from horovod.runner.elastic.driver import ElasticDriver
+    from horovod.runner.elastic.registration import FAILURE
 
     processes = Processes()
 
@@ -206,7 +207,31 @@ def replace_elastic():
         return lambda *process: processes.start(run, *process)
 
     class Driver(ElasticDriver):
-        """Says for which hosts and ranks it waits, and waits for neither for ever."""
+        """Says for which hosts and ranks it waits, and waits for neither for ever.
+
+        And knows which processes there are. Horovod takes a host that failed and is
+        back for one whose ranks still run, if all waited for it to come back, and the
+        end of a process for that of the one which has its place now.
+        """
+
+        def __init__(self, *arguments, **options):
+            self._newest = {}
+            super().__init__(*arguments, **options)
+
+        def _update_host_assignments(self, current_hosts):
+            # Horovod ends all ranks of a host of which one has failed.
+            failed = {host for host, _ in self._worker_registry.get(FAILURE)}
+            for host in failed & self._host_assignments.keys():
+                del self._host_assignments[host]
+            return super()._update_host_assignments(current_hosts)
+
+        def _start_worker_process(self, slot):
+            self._newest[slot.hostname, slot.local_rank] = slot
+            super()._start_worker_process(slot)
+
+        def _handle_worker_exit(self, slot, *how):
+            if self._newest[slot.hostname, slot.local_rank] is slot:
+                super()._handle_worker_exit(slot, *how)
 
         def wait_for_available_slots(self, fewest, *arguments, **options):
             def tell():

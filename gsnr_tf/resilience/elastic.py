@@ -167,11 +167,10 @@ class ElasticState:
             (self.epoch, self.batch), _ = self._saved
 
     def sync(self):
-        """Gives all ranks the committed state of the first, after the ranks changed.
+        """Gives all ranks the newest commit of any of them, after the ranks changed.
 
-        The first is one of those that were there before, if any was. Where nothing has
-        been committed yet, as at the start, it is the commit on disk, or, where there
-        is none, the present state.
+        Where nothing has been committed yet, as at the start, it is the commit on disk,
+        or, where there is none, the present state of rank 0.
 
         Raises:
             CheckpointError: On all ranks: the commit on disk is damaged, or does not
@@ -190,17 +189,23 @@ class ElasticState:
             return
         comm.horovod.set_together(True)
         with elastic.failures():
-            self._take_from_first()
+            self._take_newest()
 
-    def _take_from_first(self):
-        position = (self.epoch, self.batch) if self._saved is None else self._saved[0]
-        position, known = elastic.object_from_first((position, self._saved is not None))
+    def _take_newest(self):
+        """Gives all ranks the newest commit that any of them has in memory.
+
+        That need not be rank 0's: it may be a new process, on a host that came back.
+        """
+        positions = elastic.of_all_ranks(self._saved and self._saved[0])
+        known = [position for position in positions if position is not None]
         if not known:
             # The start of the job: all ranks are here for the first time.
             self._begin()
-            position = self._saved[0]
+            positions = elastic.of_all_ranks(self._saved[0])
+            known = positions
+        newest = max(known)
         values = self._saved[1] if self._saved else [_zeros(v) for v in self._state()]
-        self._take(position, elastic.from_first(values))
+        self._take(newest, elastic.from_rank(positions.index(newest), values))
 
     def _begin(self):
         """Makes the state on disk, or else the present one, the first commit."""
