@@ -171,10 +171,12 @@ class Watch:
             self._end(text)
 
     def _waits(self):
-        done = max(self._known.values(), default=0)
-        where = f"in update {done + 1}"
+        # Where nothing is shared, updates are not counted.
+        done = max(self._known.values(), default=None)
+        where = "in an update" if done is None else f"in update {done + 1}"
         if self._now.kind == "meets":
-            where = f"for all ranks at `{self._now.place}`, after update {done}"
+            after = "" if done is None else f", after update {done}"
+            where = f"for all ranks at `{self._now.place}`{after}"
         return f"Rank {self._rank} has waited {self.waited:.0f} s {where}"
 
     def _give_up(self, text):
@@ -251,7 +253,8 @@ def _described(status):
     if kind == "meets":
         return f"waits for all ranks at `{status['place']}`{place}"
     if kind == "trains":
-        return f"is in update {max(status['progress'].values(), default=0) + 1}"
+        done = max(status["progress"].values(), default=None)
+        return "is in an update" if done is None else f"is in update {done + 1}"
     return _WORDS[kind] + place
 
 

@@ -60,7 +60,9 @@ class Slow(keras.callbacks.Callback):
 
 layers = [keras.layers.Dense(30), keras.layers.Dense(1)]
 model = keras.Sequential([keras.Input((20,)), *layers])
-model.compile(optimizer=gsnr_tf.GSNRSGD(0.01), loss="mse")
+sharding = os.environ.get("SHARDING", "auto")
+optimizer = gsnr_tf.GSNRSGD(0.01, sharding=sharding)
+model.compile(optimizer=optimizer, loss="mse")
 if way in ("averages", "shards"):
     has_a_batch_fewer()
 try:

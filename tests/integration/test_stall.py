@@ -45,6 +45,13 @@ def test_a_lost_rank_is_named_and_ends_the_job(way, text):
     assert "Process 0 exit with status code 1." in ended.output
 
 
+def test_ranks_that_hold_nothing_for_each_other_are_watched_as_well():
+    ended = job("leaves", SHARDING="none")
+    assert ended.code != 0
+    assert " s in an update: rank 1 has left `fit`, and its script goes on" in ended.output
+    assert "It gives up." in ended.output
+
+
 @pytest.mark.parametrize(
     "way, place", [("averages", "gsnr.metrics"), ("shards", "gsnr.shard")]
 )
