@@ -146,7 +146,8 @@ def _damaging(damage):
 
     def disturb(job, rng):
         _kill_all(job, rng)
-        *_, previous, newest = tags(job.saved)
+        # Those of a rank that was told to end have other names.
+        *_, previous, newest = sorted(tags(job.saved), key=_number)
         whole = damage(job.saved, newest, rng)
 
         def mend():
@@ -155,6 +156,10 @@ def _damaging(damage):
         return mend
 
     return disturb
+
+
+def _number(tag):
+    return int(re.search(r"\d+$", tag)[0])
 
 
 def _cut(folder, tag, rng):
@@ -189,18 +194,18 @@ def _no_hosts(job, rng):
     return mend
 
 
-def _size(job, since):
-    return [record["size"] for record in job.updates(since)][-1:]
+def _size(job):
+    """How many ranks made the last update."""
+    return job.updates()[-1]["size"]
 
 
 def _host_comes_and_goes(job, rng):
-    before = _size(job, 0.0)[0]
     job.set_hosts(another=True)
-    job.wait_until(lambda: _size(job, 0.0)[0] > before, "another host is not taken in")
+    job.wait_until(lambda: _size(job) == 3, "another host is not taken in")
 
     def mend():
         job.set_hosts()
-        job.wait_until(lambda: _size(job, 0.0)[0] == before, "a host does not leave")
+        job.wait_until(lambda: _size(job) < 3, "a host does not leave")
 
     return mend
 

@@ -23,8 +23,9 @@ _LIMITS = {
     "HOROVOD_STALL_CHECK_TIME_SECONDS": "3",
     "GSNR_TF_STALL_SECONDS": "8",
     "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "120",
-    # A paused rank is told of before Gloo gives it up: an answer is waited for 5 s.
-    "HOROVOD_GLOO_TIMEOUT_SECONDS": "15",
+    # Gloo's own: more than ranks take to connect on a busy machine, and than a paused one
+    # is told of, whose answer is waited for 5 s.
+    "HOROVOD_GLOO_TIMEOUT_SECONDS": "30",
     # More than a new process takes to come on a busy machine.
     "HOROVOD_ELASTIC_TIMEOUT": "60",
     "OMP_NUM_THREADS": "1",
