@@ -12,6 +12,10 @@ from gsnr_tf.resilience.checkpoint import together
 from gsnr_tf.resilience.preemption import EXIT_CODE, Notice
 
 
+# In the client state of what `fit` saves: epochs, and examples of the one after them.
+_FIT = "gsnr_tf.fit"
+
+
 @dataclasses.dataclass(frozen=True)
 class Span:
     """Epochs that one `Model.fit` trains.
@@ -41,7 +45,7 @@ class Preemption:
         self._engine, self._comm = engine, communicator
         self._folder = None if folder is None else Path(folder)
         self._notice = Notice()
-        # Where a `fit` was interrupted: epochs, and examples of the one after them.
+        # Where a `fit` was interrupted: updates in all, epochs, and examples of the next.
         self._position = None
 
     def begin(self):
@@ -54,8 +58,8 @@ class Preemption:
         # All load where one sees something: that tells those who see nothing.
         if any(self._comm.gather(found, "gsnr.preemption")):
             path, state = self._engine.load_checkpoint(self._folder)
-            if "epoch" in state:
-                self._position = state["epoch"], state.get("examples", 0)
+            if _FIT in state:
+                self._position = self._engine.global_steps, *state[_FIT]
             if comm.rank() == 0:
                 print(f"Goes on from {path}.", file=sys.stderr, flush=True)
         self._notice.__enter__()
@@ -92,9 +96,10 @@ class Preemption:
         first = fit_arguments.get("initial_epoch", 0)
         epochs = fit_arguments.get("epochs", 1)
         position, self._position = self._position, None
-        if position is None:
+        # Whoever has trained in between is somewhere else.
+        if position is None or position[0] != self._engine.global_steps:
             return [Span(first, epochs)]
-        first, examples = position
+        _, first, examples = position
         batch = self._engine._updates.first
         updates = 0 if makes_its_own_batches(x) else examples // batch.train
         if not updates or first >= epochs:
@@ -129,4 +134,4 @@ class _SaveInFit(SaveOnPreemption):
 
     def _position(self):
         done = self._engine.global_samples - self._before
-        return {**super()._position(), "examples": 0 if self._complete else done}
+        return {_FIT: [self._epoch + self._complete, 0 if self._complete else done]}
