@@ -212,6 +212,7 @@ def _host_comes_and_goes(job, rng):
 
 _REFUSED = r"CheckpointError"
 _FAILED = r"\nRank \d failed"
+_LOST = r"background loop uncaught exception|This process has failed"
 _ENDED = r"This process has failed: "
 
 FAULTS = [
@@ -232,7 +233,7 @@ FAULTS = [
     Fault("a rank is paused for good", "elastic", _pause, "does not answer"),
     Fault("a rank is paused 2 s", "elastic", _pause_shortly, restarts=False),
     Fault("a rank is slowed", "elastic", _slow, restarts=False),
-    Fault("connections are dropped", "elastic", _drop, _begins),
+    Fault("connections are dropped", "elastic", _drop, _LOST),
     Fault("no hosts for a while", "elastic", _no_hosts, "Waiting for hosts"),
     Fault("a host comes and goes", "elastic", _host_comes_and_goes),
     Fault("the disk is full", "elastic", _fill_disk, "in memory alone", restarts=False),
