@@ -20,10 +20,15 @@ class SaveOnPreemption(keras.callbacks.Callback):
 
     When any rank receives SIGTERM while `fit` runs, the update is finished, and with
     several ranks one more, by which all learn of it. All state of model and optimizer is
-    saved, and all ranks exit with `gsnr_tf.resilience.preemption.EXIT_CODE`. The same program, started again on any
-    number of ranks, restores that when `fit` begins, and goes on with the epoch that was
-    interrupted, from its first batch, or with the next if it was over. When a training
-    ends in good order, what this callback has saved is deleted.
+    saved, and all ranks exit with `gsnr_tf.resilience.preemption.EXIT_CODE`. The same
+    program, started again on any number of ranks, restores that when `fit` begins, and
+    goes on with the epoch that was interrupted, or with the next if it was over. When a
+    training ends in good order, what this callback has saved is deleted.
+
+    The interrupted epoch begins anew, since where its data would go on is not known
+    here: no update is lost, and the batches that it had done are trained once more, so
+    that `iterations` ends higher by their updates. Who wants neither takes
+    `gsnr_tf.ElasticState(model, folder=...)`, or the engine's `preemption_dir`.
 
     Use it on all ranks, last in the list of callbacks: those after it do not see the
     end. Who sends SIGTERM decides how long saving may take: `gsnr-tf run --grace`.
@@ -31,7 +36,8 @@ class SaveOnPreemption(keras.callbacks.Callback):
     Args:
         folder: Path, one that all ranks share, for one `fit` alone.
         engine: The `Engine` whose `fit` it is for. It then saves and restores by
-            `save_checkpoint` and `load_checkpoint`, and nothing is deleted.
+            `save_checkpoint` and `load_checkpoint`, and nothing is deleted. Without
+            need where the engine has a `preemption_dir`.
 
     Raises:
         ValueError: `fit` begins with an optimizer that is not of this package.
@@ -56,8 +62,14 @@ class SaveOnPreemption(keras.callbacks.Callback):
                 "gsnr_tf.DistributedOptimizer."
             )
         self._comm = comm.choose("auto", self.model.distribute_strategy)
+        self._begin()
+
+    def _begin(self):
         self._restore()
         self._notice = Notice().__enter__()
+
+    def _end(self):
+        self._notice.__exit__()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._complete = epoch, False
@@ -76,7 +88,7 @@ class SaveOnPreemption(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self.model._initial_epoch = None
         told = self._notice.on_any_rank(self._comm)
-        self._notice.__exit__()
+        self._end()
         if not told:
             self._forget()
             return
@@ -98,12 +110,16 @@ class SaveOnPreemption(keras.callbacks.Callback):
 
     def _save(self):
         tag = f"{_TAG}{int(self.model.optimizer.iterations)}"
-        state = {"epoch": self._epoch + self._complete}
+        state = self._position()
         if self._engine is not None:
             self._engine.save_checkpoint(self._folder, tag, client_state=state)
         else:
             checkpoint.save(self._folder, tag, self.model, self._comm, {}, state)
         return self._folder / tag
+
+    def _position(self):
+        """What is saved of where `fit` is, a dict."""
+        return {"epoch": self._epoch + self._complete}
 
     def _restore(self):
         saved = checkpoint.together(

@@ -92,14 +92,14 @@ def failures():
         raise HorovodInternalError(str(error)) from error
 
 
-def from_first(values):
-    """The list of arrays of rank 0, on all ranks, where they have the same shapes."""
+def from_rank(root, values):
+    """The list of arrays of a rank, on all ranks, where they have the same shapes."""
     return [
-        horovod.broadcast(tf.constant(value), 0, f"gsnr.elastic.{index}").numpy()
+        horovod.broadcast(tf.constant(value), root, f"gsnr.elastic.{index}").numpy()
         for index, value in enumerate(values)
     ]
 
 
-def object_from_first(value):
-    """The picklable object of rank 0, on all ranks."""
-    return horovod.load().broadcast_object(value, 0, name="gsnr.elastic.object")
+def of_all_ranks(value):
+    """List of what each rank passed, a picklable object."""
+    return horovod.load().allgather_object(value, name="gsnr.elastic.object")

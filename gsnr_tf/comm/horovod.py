@@ -9,8 +9,8 @@ from tensorflow.python.ops import control_flow_util
 
 from gsnr_tf.comm import error_file
 from gsnr_tf.comm.base import Communicator, native
-from gsnr_tf.comm.peers import Peers
 from gsnr_tf.comm.exchange_plan import ExchangePlan
+from gsnr_tf.comm.peers import Peers, watch_together
 
 # A rank that waits for another longer than this is told so, then stopped, unless
 # the user chose otherwise: a job that hangs costs more than a job that fails.
@@ -137,6 +137,7 @@ class HorovodCommunicator(Communicator):
             told = self._hvd.allgather_object((_introduced, facts), name="gsnr.introduce")
         numbers, by_rank = zip(*told)
         _introduced = max(numbers) + 1
+        watch_together(self.gather)
         return _introduced, list(by_rank)
 
     @property

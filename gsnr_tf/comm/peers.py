@@ -118,6 +118,19 @@ class Peers:
             ) from None
 
 
+def watch_together(gather):
+    """Lets all ranks ask each other what they do, also where none holds a share.
+
+    Args:
+        gather: As for `Peers`; all ranks call this at one point.
+    """
+    hosts = gather(member.host())
+    name = uuid.uuid4().hex
+    ranks = gather(Member(*_listening(len(set(hosts)) == 1), name))
+    rank = [one.name for one in ranks].index(name)
+    stall.watch(_progress).follow(ranks, rank)
+
+
 # ---- what this process hands out --------------------------------------------------
 
 

@@ -12,8 +12,10 @@ import threading
 from pathlib import Path
 
 _TRAINER = "keras/src/backend/tensorflow/trainer.py"
+_MEETING = "gsnr_tf/comm/horovod.py"
 # Part of a file's path, names of functions (none: any), and what a thread does in them.
 _SIGNS = [
+    (_MEETING, ("gather",), "meets"),
     ("keras/src/saving/", (), "saves"),
     ("tensorflow/python/saved_model/", (), "saves"),
     ("gsnr_tf/resilience/checkpoint", (), "saves"),
@@ -38,17 +40,20 @@ class Phase:
     Attributes:
         kind: "trains" (in `fit`, between its callbacks), "trains alone" (the same with
             an optimizer of somebody else), "calls back", "evaluates", "predicts",
-            "saves" (or loads), "compiles", "elsewhere" or "ended".
+            "saves" (or loads), "compiles", "meets" (waits for all ranks outside of an
+            update), "elsewhere" or "ended".
         in_fit: Whether it is inside of `fit`.
         where: "file:line" of the user's code that it is in, "" where there is none.
-        call: Its innermost frame where it trains: the same object as long as it has not
-            come back from there.
+        call: Its innermost frame where it trains or meets: the same object as long as it
+            has not come back from there.
+        place: Name of the collective where it meets, else "".
     """
 
     kind: str
     in_fit: bool
     where: str
     call: object = None
+    place: str = ""
 
 
 def of_main_thread():
@@ -60,7 +65,7 @@ def of_main_thread():
 
 def of_frame(frame):
     """The `Phase` of a thread whose innermost frame this is."""
-    kind, in_fit, where, call = "elsewhere", False, "", frame
+    kind, in_fit, where, call, place = "elsewhere", False, "", frame, ""
     while frame:
         code = frame.f_code
         sign, fits, users = _known(code.co_filename, code.co_name)
@@ -69,11 +74,14 @@ def of_frame(frame):
             kind = sign
             if kind == "trains" and not _is_ours(frame.f_locals.get("self")):
                 kind = "trains alone"
+            if kind == "meets":
+                place = frame.f_locals.get("name", "")
         in_fit = in_fit or fits
         if users and not where:
             where = f"{os.path.basename(code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back
-    return Phase(kind, in_fit, where, call if kind == "trains" else None)
+    waits = kind in ("trains", "meets")
+    return Phase(kind, in_fit, where, call if waits else None, place)
 
 
 def _is_ours(model):

@@ -22,6 +22,10 @@ _GRACE_SECONDS = 30.0
 _MOST_NAMED = 4
 _SHUT_DOWN = "Horovod has been shut down"
 
+# Where a rank waits for all others, and what those do that are there and will not come.
+_WAITS = ("trains", "meets")
+_ALIVE = ("trains", "meets", "elsewhere", "ended")
+
 # What a rank does, for people; the others are at their places in `_described`.
 _WORDS = {
     "calls back": "runs a callback",
@@ -56,14 +60,15 @@ class Watch:
             changed: a dict of numbers, with the same keys on all ranks.
 
     Attributes:
-        waited: Seconds for which the main thread has been in one update.
+        waited: Seconds for which the main thread has been in one update, or one meeting
+            of all ranks outside of updates.
     """
 
     def __init__(self, progress):
         self._progress = progress
         self._ranks, self._rank = [], 0
         self._known, self._was_in_fit, self._failed = {}, False, False
-        self._call = None
+        self._now, self._gave_up = phase.Phase("elsewhere", False, ""), None
         self._rest()
 
     def _rest(self):
@@ -81,6 +86,7 @@ class Watch:
         return {
             "kind": "fails" if self._failed else now.kind,
             "where": now.where,
+            "place": now.place,
             "left_fit": self._was_in_fit and not now.in_fit,
             "progress": self._known,
             "waited": self.waited,
@@ -107,16 +113,16 @@ class Watch:
                 self._rest()
 
     def _stuck(self):
-        """Whether the main thread is in the same update as at the last look.
+        """Whether the main thread waits in the same place as at the last look.
 
         It has not come back from the same call, and no share has changed.
         """
         progress, now = self._progress(), phase.of_main_thread()
         self._was_in_fit = self._was_in_fit or now.in_fit
         self.waited = time.monotonic() - self._since
-        same = progress == self._known and now.call is self._call
-        self._known, self._call = progress, now.call
-        return same and now.kind == "trains"
+        same = progress == self._known and now.call is self._now.call
+        self._known, self._now = progress, now
+        return same and now.kind in _WAITS
 
     def ask_all(self):
         """What each other rank says of itself: dict of rank and status."""
@@ -133,11 +139,12 @@ class Watch:
         return found
 
     def beside(self, status):
-        """Whether a rank is in the same update as this one."""
+        """Whether a rank is in the same update as this one, or at the same meeting."""
         # A share that only one of them still knows says nothing.
         theirs = status.get("progress", {})
         same = all(theirs.get(key, count) == count for key, count in self._known.items())
-        return same and status["kind"] == "trains"
+        here = self._now.kind, self._now.place
+        return same and (status["kind"], status.get("place", "")) == here
 
     def _judge(self, found):
         missing = {r: status for r, status in found.items() if not self.beside(status)}
@@ -160,22 +167,45 @@ class Watch:
         self._told = True
         if over and os.environ.get("HOROVOD_ELASTIC") != "1":
             self._give_up(text)
+        elif over and all(status["kind"] in _ALIVE for status in missing.values()):
+            self._end(text)
 
     def _waits(self):
-        number = max(self._known.values(), default=0) + 1
-        return f"Rank {self._rank} has waited {self.waited:.0f} s in update {number}"
+        # Where nothing is shared, updates are not counted.
+        done = max(self._known.values(), default=None)
+        where = "in an update" if done is None else f"in update {done + 1}"
+        if self._now.kind == "meets":
+            after = "" if done is None else f", after update {done}"
+            where = f"for all ranks at `{self._now.place}`{after}"
+        return f"Rank {self._rank} has waited {self.waited:.0f} s {where}"
 
     def _give_up(self, text):
         """Makes the main thread get an error out of its collective, or the process end."""
         _say(f"{text}. It gives up.")
+        self._gave_up = text
         threading.Thread(target=steward.shut_horovod_down, daemon=True).start()
         until = time.monotonic() + _GRACE_SECONDS
-        while phase.of_main_thread().kind == "trains":
+        while phase.of_main_thread().kind in _WAITS:
             if time.monotonic() > until:
                 _say(f"Rank {self._rank} cannot be woken, and is ended.")
                 os._exit(1)
             time.sleep(0.05)
         self._rest()
+
+    def _end(self, text):
+        """Ends the process of an elastic job.
+
+        By an error it would begin again from the last commit, as all others would, and
+        come here again.
+        """
+        _say(f"{text}. It gives up, and is ended.")
+        os._exit(1)
+
+    def annotate(self, error):
+        """Lets an error of Horovod's say why, where this rank has given up."""
+        # Notes are new in Python 3.11; before, the line on standard error must do.
+        if self._gave_up and _SHUT_DOWN in str(error) and hasattr(error, "add_note"):
+            error.add_note(f"gsnr_tf: {self._gave_up}. It gave up.")
 
     def explain(self, error):
         """Says who is missing, where Horovod has ended an update without saying why."""
@@ -185,7 +215,7 @@ class Watch:
         missing = {
             rank: status
             for rank, status in self.ask_all().items()
-            if _lost(status) and status["kind"] != "fails"
+            if _lost(status) and status["kind"] not in ("fails", "meets")
         }
         if missing:
             _say(f"Rank {self._rank} lost a rank: {described(missing)}.")
@@ -194,7 +224,8 @@ class Watch:
 def _lost(status):
     """Whether a rank will hardly come back to the update that others are in."""
     elsewhere = status["kind"] == "elsewhere" and status["left_fit"]
-    return elsewhere or status["kind"] in ("gone", "silent", "ended", "fails")
+    # Who waits for all ranks at another place waits for those that wait for it.
+    return elsewhere or status["kind"] in ("gone", "silent", "ended", "fails", "meets")
 
 
 def described(found):
@@ -219,8 +250,11 @@ def _described(status):
         return f"has left `fit`, and its script goes on{place}"
     if kind == "elsewhere":
         return f"is outside of `fit`{place}"
+    if kind == "meets":
+        return f"waits for all ranks at `{status['place']}`{place}"
     if kind == "trains":
-        return f"is in update {max(status['progress'].values(), default=0) + 1}"
+        done = max(status["progress"].values(), default=None)
+        return "is in an update" if done is None else f"is in update {done + 1}"
     return _WORDS[kind] + place
 
 
@@ -235,6 +269,7 @@ def watch(progress):
     show = sys.excepthook
 
     def explaining(kind, error, trace):
+        made.annotate(error)
         show(kind, error, trace)
         made.explain(error)
 

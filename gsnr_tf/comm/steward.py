@@ -11,6 +11,7 @@ import builtins
 import functools
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -102,11 +103,36 @@ def _stay():
         if thread is not me and not thread.daemon:
             thread.join()
     if not _state["failed"] and _state["needed"]():
+        _end_at_interrupt()
         _ended.set()
         shut_horovod_down()
         _wait_for(_state["others"])
     # TensorFlow takes its time to end. Who asks meanwhile shall not wait for an answer.
     server.close_all()
+
+
+def _end_at_interrupt():
+    """Lets Ctrl-C end a process that stays as it ends others, by SIGINT.
+
+    The interpreter, which waits for the steward, would note the KeyboardInterrupt as one
+    more exception that nobody handles, and end with exit code 0.
+    """
+    show = sys.unraisablehook
+
+    def hook(unraisable):
+        if unraisable.exc_type is not KeyboardInterrupt:
+            return show(unraisable)
+        print(
+            "gsnr_tf: interrupted while other ranks could still ask for what this one "
+            "holds of the optimizer's state.",
+            file=sys.stderr,
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    sys.unraisablehook = hook
 
 
 def shut_horovod_down():

@@ -10,7 +10,7 @@ from pathlib import Path
 import rich
 
 from gsnr_tf import launch
-from gsnr_tf.benchmarks import report, sandbox
+from gsnr_tf.benchmarks import report, sandbox, soak_sandbox
 from gsnr_tf.commands import argument_types
 from gsnr_tf.commands.argument_types import delay, elements, positive
 from gsnr_tf.rules import registry
@@ -35,6 +35,12 @@ def add_arguments(parser):
             _network,
         ),
         ("monitor", "a train step with GSNRMonitor and without it", _add_monitor, _monitor),
+        (
+            "soak",
+            "what kills, pauses, full disks and the like do to a training",
+            _add_soak,
+            _soak,
+        ),
     ):
         benchmark = benchmarks.add_parser(
             name, help=help_, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -176,6 +182,22 @@ def _monitor(args):
         if code:
             return code
     return 0
+
+
+def _add_soak(add):
+    add("--minutes", type=positive, default=20, help="how long to disturb jobs")
+    add("--seed", type=int, default=0, help="of which faults come when, to which rank")
+    add(
+        "--only",
+        default="",
+        metavar="REGEX",
+        help="faults that fit, such as 'elastic' or 'engine: a rank is killed'",
+    )
+
+
+def _soak(args):
+    given = [f"--minutes={args.minutes}", f"--seed={args.seed}", f"--only={args.only}"]
+    return soak_sandbox.run(given)
 
 
 def run(args):

@@ -140,7 +140,7 @@ class Trainer:
         return position
 
     def _state(self):
-        state = [*self._model.variables, *self._model.optimizer.whole_state()]
+        state = [*self._model.variables, *self._model.optimizer.full_state()]
         return [variable.numpy() for variable in state]
 
     def _rows(self, seed, update):

@@ -20,6 +20,7 @@ from gsnr_tf.engine.data import (
     split_off,
     take_apart,
 )
+from gsnr_tf.engine.preemption import Preemption
 from gsnr_tf.engine.precision import set_precision
 from gsnr_tf.engine.progress import Progress, UpdateCallback
 from gsnr_tf.engine.trial import Trial
@@ -29,7 +30,13 @@ from gsnr_tf.resilience import checkpoint
 
 
 def initialize(
-    model, config, loss=None, metrics=None, training_data=None, **compile_arguments
+    model,
+    config,
+    loss=None,
+    metrics=None,
+    training_data=None,
+    preemption_dir=None,
+    **compile_arguments,
 ):
     """Makes a model ready to train as a configuration says; returns an `Engine`.
 
@@ -43,11 +50,18 @@ def initialize(
         training_data: Tuple `(x, y)` or `(x, y, sample_weight)` of arrays, or a
             `tf.data.Dataset` of single examples: all examples, the same on every rank.
             The engine makes the batches and shares them out.
+        preemption_dir: Folder that all ranks share. Where it is given, SIGTERM to any
+            rank does not end the job at once: the update is finished, with several
+            ranks maybe one more, all state is saved there, and all ranks exit with
+            `gsnr_tf.resilience.preemption.EXIT_CODE`. And if the folder has a
+            checkpoint, the job begins with the newest: `global_steps` says where it is.
         compile_arguments: Further arguments of `Model.compile`.
 
     Raises:
         ConfigError: The configuration cannot be used, or differs between ranks; on all
             ranks.
+        CheckpointError: On all ranks: the newest checkpoint of `preemption_dir` is
+            damaged, or does not fit.
         ValueError: The model is not built, or a tf.distribute strategy is in use.
     """
     if tf.distribute.has_strategy():
@@ -81,7 +95,9 @@ def initialize(
         auto_scale_loss=False,
         **{"jit_compile": "auto" if xla else False, **compile_arguments},
     )
-    return Engine(model, config, batch, communicator, training_data, trial)
+    return Engine(
+        model, config, batch, communicator, training_data, trial, preemption_dir
+    )
 
 
 class Engine:
@@ -94,7 +110,14 @@ class Engine:
     """
 
     def __init__(
-        self, model, config, batch, communicator, training_data=None, trial=None
+        self,
+        model,
+        config,
+        batch,
+        communicator,
+        training_data=None,
+        trial=None,
+        preemption_dir=None,
     ):
         self.model = model
         self.optimizer = model.optimizer
@@ -113,6 +136,9 @@ class Engine:
             self._data = self._examples(training_data)
         self._next = None
         self._progress = Progress(self, self._inner.comm, trial)
+        folder = None if self._progress.is_trial else preemption_dir
+        self._preemption = Preemption(self, folder, communicator)
+        self._preemption.begin()
 
     # ---- training ---------------------------------------------------------------
 
@@ -148,8 +174,13 @@ class Engine:
             validation_split, validation_data, callbacks, verbose, fit_arguments: As
                 for `Model.fit`.
 
+        Where the job goes on from `preemption_dir`, the first call goes on behind the last
+        update of the `fit` that was interrupted, by a `Model.fit` for the rest of that
+        epoch and one for the others. Data that comes in batches of its own (`x`, as
+        above) begins the epoch anew.
+
         Returns:
-            The `keras.callbacks.History`.
+            The `keras.callbacks.History`, the last where there were two.
         """
         if batch_size not in (None, self._batch.micro):
             raise ValueError(
@@ -162,27 +193,35 @@ class Engine:
             (x, y, sample_weight), validation_data = split_off(
                 validation_split, x, y, sample_weight
             )
-        data, steps = self._training_batches(
-            x, y, sample_weight, shuffle, steps_per_epoch
-        )
-        specs = specs_of(data["x"], self._batch) if self._progress.profiles else None
         self._next = None
-        return self.model.fit(
-            **data,
-            steps_per_epoch=steps,
-            validation_data=validation_data,
-            verbose=self._verbosity(verbose),
-            callbacks=[
-                self._broadcast,
-                keras_callbacks.AverageBatchStatistics(),
-                *self._checks(),
-                keras_callbacks.MetricAverageCallback(),
-                *self._monitors(),
-                UpdateCallback(self._updates, self._progress, specs),
-                *(callbacks or []),
-            ],
-            **{"validation_batch_size": self._batch.micro, **fit_arguments},
-        )
+        for span in self._preemption.spans(x, fit_arguments):
+            data, steps = self._training_batches(
+                x, y, sample_weight, shuffle, steps_per_epoch
+            )
+            specs = specs_of(data["x"], self._batch) if self._progress.profiles else None
+            history = self.model.fit(
+                **data,
+                steps_per_epoch=steps and steps - span.micro_batches,
+                validation_data=validation_data,
+                verbose=self._verbosity(verbose),
+                callbacks=[
+                    self._broadcast,
+                    keras_callbacks.AverageBatchStatistics(),
+                    *self._checks(),
+                    keras_callbacks.MetricAverageCallback(),
+                    *self._monitors(),
+                    UpdateCallback(self._updates, self._progress, specs),
+                    *(callbacks or []),
+                    *self._preemption.callbacks(span),
+                ],
+                **{
+                    "validation_batch_size": self._batch.micro,
+                    **fit_arguments,
+                    "initial_epoch": span.initial_epoch,
+                    "epochs": span.epochs,
+                },
+            )
+        return history
 
     def train_batch(self, batch=None):
         """One update. Call it on all ranks.
@@ -209,6 +248,7 @@ class Engine:
         specs = specs_of(parts[0], self._batch) if self._progress.profiles else None
         self._progress.update(loss, specs)
         self._updates.end()
+        self._preemption.end_if(self._wished)
         return loss
 
     def eval_batch(self, batch):
@@ -220,7 +260,9 @@ class Engine:
         """
         average_statistics(self.model, self._comm)
         logs = self.model.test_on_batch(*batch, return_dict=True)
-        return self._mean_over_ranks(logs["loss"])
+        loss = self._mean_over_ranks(logs["loss"])
+        self._preemption.end_if(self._wished)
+        return loss
 
     # ---- checkpoints ------------------------------------------------------------
 
@@ -429,7 +471,10 @@ class Engine:
         return [next(micro_batches) for _ in range(self._batch.accumulation)]
 
     def _mean_over_ranks(self, value):
-        total = self._comm.all_reduce(tf.constant(value, tf.float64), "gsnr.loss")
+        """The mean; and whether any rank has been told to end, as `_wished`."""
+        own = tf.constant([value, self._preemption.wish], tf.float64)
+        total, wishes = self._comm.all_reduce(own, "gsnr.loss").numpy()
+        self._wished = wishes > 0
         return float(total) / self._batch.ranks
 
     def _checks(self):

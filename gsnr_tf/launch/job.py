@@ -15,6 +15,10 @@ from gsnr_tf.launch.output import Output
 
 _GRACE = 30.0  # seconds that ranks have to end in good order
 _HOROVODRUN = str(Path(__file__).with_name("horovodrun.py"))
+_NO_COMMIT = (
+    "All ranks are gone, and since this start there was no commit on disk to go on from "
+    "(gsnr_tf.ElasticState(model, folder=...) saves them)."
+)
 # Seconds more than that until horovodrun is ended, and what stands beside it. Each waits
 # for the one before, which in most cases has ended long before.
 _HOROVODRUN_SECONDS, _OUR_SECONDS = 20.0, 25.0
@@ -151,12 +155,13 @@ class Job:
             sys.executable, supervise.__file__, *options, sys.executable, *self.command
         ]  # fmt: skip
 
-    def horovodrun(self):
-        """The command that starts the ranks."""
+    def horovodrun(self, again=False):
+        """The command that starts the ranks; `again`, an elastic job with fewer."""
         # --gloo: TensorFlow is not loaded once more to ask whether there is MPI.
         # --disable-cache: nothing in the home folder, and no outdated check.
         made = [sys.executable, _HOROVODRUN, "--gloo", "--disable-cache"]
-        made += ["-np", str(self.ranks)]
+        ranks = self.min_ranks if again and self.min_ranks else self.ranks
+        made += ["-np", str(ranks)]
         if self.hosts is not None:
             made += ["-H", ",".join(f"{host}:{n}" for host, n in self.hosts.items())]
         if self.discovery:
@@ -205,12 +210,20 @@ class Job:
             self.check()
         if self.folder:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
-        for restarts in range(self.max_restarts + 1):
-            code, stopped = self._run_once(restarts)
-            if code == 0 or stopped or restarts == self.max_restarts:
+        restarts = asked_for = 0
+        while True:
+            code, stopped, commit = self._run_once(restarts)
+            if code == 0 or stopped:
                 return code
-            times = f"{restarts + 1} of {self.max_restarts}"
-            print(f"Starts again, {times}.", file=sys.stderr)
+            restarts += 1
+            if commit:
+                why = f", from the last commit on disk, {commit}"
+            elif asked_for < self.max_restarts:
+                asked_for += 1
+                why = f", {asked_for} of {self.max_restarts}"
+            else:
+                return code
+            self._tell(f"Starts again{why}.\n")
 
     def stop(self):
         """Ends the job as SIGTERM would, from another thread than the one in `run`."""
@@ -223,12 +236,24 @@ class Job:
             print(text, end="", file=sys.stderr, flush=True)
 
     def _run_once(self, restarts):
-        """The exit code, and whether a signal to this process has stopped the job."""
+        """Runs the job to the end of all its ranks.
+
+        Returns:
+            `(code, stopped, commit)`: the exit code; whether a signal to this process
+            has stopped the job; where an elastic job can go on from by itself, the path
+            of the commit that it has saved since it started, else `None`. Without a new
+            commit it would fail again where it failed before.
+        """
         ranks = self.max_ranks or self.ranks
         output = Output(
-            ranks, self.folder, self.only, append=restarts > 0, quiet=self.quiet
+            ranks,
+            self.folder,
+            self.only,
+            append=restarts > 0,
+            quiet=self.quiet,
+            elastic=bool(self.discovery),
         )
-        command = self._process() if self.alone else self.horovodrun()
+        command = self._process() if self.alone else self.horovodrun(restarts > 0)
         variables = {**(self.environment or {}), "GSNR_TF_RESTARTS": str(restarts)}
         with _Running(command, self.grace, variables, self._tell) as running:
             self._running = running
@@ -242,16 +267,21 @@ class Job:
         if output.preempted():
             told = " Start the same command to go on." if stopped else ""
             self._tell(f"\nThe ranks were told to end, and have saved.{told}\n")
-            return os.EX_TEMPFAIL, stopped
+            return os.EX_TEMPFAIL, stopped, output.commit
         if stopped:
             number = running.received or signal.SIGTERM
             self._tell(f"\nStopped by signal {number:d}.\n")
-            return 128 + number, stopped
+            return 128 + number, stopped, None
         if code:
             self.failure = output.explanation()
             self._tell(f"\n{self.failure}")
-            return output.exit_code() or code, stopped
-        return 0, stopped
+            if self.discovery and not output.commit:
+                self._tell(f"{_NO_COMMIT}\n")
+            # Who limits how often ranks change, or waits for hosts, wants an end of it.
+            ends = self.reset_limit is not None or output.no_hosts
+            commit = None if ends else output.commit
+            return output.exit_code() or code, stopped, commit
+        return 0, stopped, None
 
 
 class _Running:

@@ -15,6 +15,9 @@ from rich.console import Console
 
 from gsnr_tf.launch import supervise
 
+# What a line to the launcher begins with, which it reads and does not show; behind it the
+# path of the newest commit on disk.
+COMMIT = "::gsnr_tf:: commit: "
 _FROM_RANK = re.compile(r"\[(\d+)\]<(stdout|stderr)>:(.*)", re.DOTALL)
 _EXIT = re.compile(r"Process (\d+) exit with status code (\d+)\.")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -37,6 +40,8 @@ _NOISE = (
     "WARNING: All log messages before absl::InitializeLog() is called",
     "I0000 00:",
 )
+# What horovodrun.py says at the end of a wait.
+_NO_HOSTS = "Waited in vain for hosts"
 # What horovodrun says of ranks that fail, which is said better at the end.
 _SAID_AT_THE_END = (
     "Terminating remaining workers after failure",
@@ -100,9 +105,19 @@ class Output:
         only: The one rank to show, without its number. `None` shows all.
         append: Whether the files go on after what an earlier start has left there.
         quiet: Whether nothing is shown.
+        elastic: Whether others go on when a rank fails, so that it is told at once.
+
+    Attributes:
+        commit: Path of the last commit that an elastic job has saved since it started,
+            a string; `None` where there is none.
+        no_hosts: Whether the job ended since it waited for hosts in vain.
     """
 
-    def __init__(self, ranks, folder=None, only=None, append=False, *, quiet=False):
+    def __init__(
+        self, ranks, folder=None, only=None, append=False, *, quiet=False, elastic=False
+    ):
+        self.commit, self.no_hosts = None, False
+        self._elastic = elastic
         self._mode = "a" if append else "w"
         self._digits = len(str(ranks - 1))
         self._only, self._quiet = only, quiet
@@ -132,7 +147,13 @@ class Output:
         if stream == "stderr" and text.startswith(supervise.REPORT):
             # Cut off where the supervisor was killed.
             with contextlib.suppress(ValueError):
-                self._ended(rank, json.loads(text.removeprefix(supervise.REPORT)))
+                report = json.loads(text.removeprefix(supervise.REPORT))
+                self._ended(rank, report)
+                if self._elastic and report["code"]:
+                    self._tell_end(rank, report["code"])
+            return
+        if stream == "stderr" and text.startswith(COMMIT):
+            self.commit = text.removeprefix(COMMIT).strip()
             return
         if self._folder:
             self._file(rank).write(text)
@@ -148,11 +169,16 @@ class Output:
             self._consoles[stream].file.write(text)
             self._consoles[stream].file.flush()
 
+    def _tell_end(self, rank, code):
+        label = f"{rank:>{self._digits}}"
+        self._show("stderr", label, rank, f"This process has failed: {meaning(code)}.")
+
     def _of_launcher(self, line):
         exited = _EXIT.match(line)
         if exited:
             self._exits[int(exited[1])] = int(exited[2])
             return
+        self.no_hosts |= line.startswith(_NO_HOSTS)
         self._of_horovodrun.append(line)
         self._in_traceback |= line.startswith(_TRACEBACK)
         if not self._in_traceback and not line.startswith((*_NOISE, *_SAID_AT_THE_END)):

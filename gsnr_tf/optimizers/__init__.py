@@ -1,6 +1,6 @@
 """The optimizer family, and Keras' own optimizers on several workers."""
 
-from gsnr_tf.optimizers import stopping
+from gsnr_tf.optimizers import stopping as stopping
 from gsnr_tf.optimizers.adam import GSNRAdam
 from gsnr_tf.optimizers.distributed import DistributedOptimizer
 from gsnr_tf.optimizers.lamb import GSNRLamb

@@ -10,9 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from gsnr_tf import comm
+from gsnr_tf.callbacks.seeds import is_seed
 from gsnr_tf.comm import elastic
 from gsnr_tf.optimizers.base import DistributedStep
 from gsnr_tf.optimizers.inner import inner_optimizer
+from gsnr_tf.resilience.commits_on_disk import CommitsOnDisk
 
 
 def elastic_run(train):
@@ -48,6 +50,9 @@ def elastic_run(train):
 class ElasticState:
     """All that a training has to keep when a rank dies, in the memory of every rank.
 
+    And, where a folder is given, on disk, for the case that all ranks die: the next
+    start of the job goes on from there.
+
     Weights, the whole state of the optimizer and the position in the data. A slice of
     an optimizer's state (`sharding="slices"`) is gone with its rank, and so might be
     whatever only one rank keeps. So a commit gathers slices and keeps the whole on
@@ -58,21 +63,28 @@ class ElasticState:
         commit_batches: Int, batches from one commit to the next; at most so many are
             done over when a rank dies. With `gradient_accumulation_steps` commits wait
             for the end of a window. Defaults to 100.
+        folder: Path of a folder that all ranks share, for this training alone. Commits
+            are saved there as checkpoints, of which the two newest stay. A commit that
+            the disk does not take is a warning: the one before stays.
+        save_commits: Int, every so many-th commit is saved. Defaults to 1.
 
     Attributes:
         epoch: Int, epochs done.
         batch: Int, batches done in this epoch.
 
     Raises:
-        ValueError: The model is not compiled or not built, or `commit_batches` < 1.
+        ValueError: The model is not compiled or not built, or `commit_batches` or
+            `save_commits` < 1.
         TypeError: Its optimizer trains each rank on its own.
     """
 
-    def __init__(self, model, commit_batches=100):
-        if commit_batches < 1:
-            raise ValueError(
-                f"commit_batches must be at least 1. Received: {commit_batches}"
-            )
+    def __init__(self, model, commit_batches=100, folder=None, save_commits=1):
+        for name, value in (
+            ("commit_batches", commit_batches),
+            ("save_commits", save_commits),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {value}")
         if not getattr(model, "optimizer", None) or not model.built:
             raise ValueError(
                 "ElasticState takes a model that is compiled and built, so that late "
@@ -84,6 +96,7 @@ class ElasticState:
         self.epoch = self.batch = 0
         self.check_hosts = None
         self._saved = None
+        self._disk = CommitsOnDisk(model, folder, save_commits) if folder else None
         self._optimizer = inner_optimizer(model)
         if not isinstance(self._optimizer, DistributedStep):
             raise TypeError(
@@ -139,6 +152,8 @@ class ElasticState:
         In an elastic job, leaves the training here if hosts have come or gone.
         """
         self._save()
+        if self._disk:
+            self._disk.commit(self.epoch, self.batch)
         if self.check_hosts:
             self.check_hosts()
 
@@ -153,10 +168,14 @@ class ElasticState:
             (self.epoch, self.batch), _ = self._saved
 
     def sync(self):
-        """Gives all ranks the committed state of the first, after the ranks changed.
+        """Gives all ranks the newest commit of any of them, after the ranks changed.
 
-        The first is one of those that were there before, if any was. Where nothing has
-        been committed yet, as at the start, the present state is.
+        Where nothing has been committed yet, as at the start, it is the commit on disk,
+        or, where there is none, the present state of rank 0.
+
+        Raises:
+            CheckpointError: On all ranks: the commit on disk is damaged, or does not
+                fit.
         """
         # No collectives here: late ranks build, others do not.
         self._optimizer.disconnect()
@@ -167,20 +186,34 @@ class ElasticState:
             if self._saved:
                 self._take(*self._saved)
             else:
-                self._save()
+                self._begin()
             return
         comm.horovod.set_together(True)
         with elastic.failures():
-            self._take_from_first()
+            self._take_newest()
 
-    def _take_from_first(self):
-        position = (self.epoch, self.batch) if self._saved is None else self._saved[0]
-        position, known = elastic.object_from_first((position, self._saved is not None))
+    def _take_newest(self):
+        """Gives all ranks the newest commit that any of them has in memory.
+
+        That need not be rank 0's: it may be a new process, on a host that came back.
+        """
+        positions = elastic.of_all_ranks(self._saved and self._saved[0])
+        known = [position for position in positions if position is not None]
         if not known:
             # The start of the job: all ranks are here for the first time.
-            self._save()
+            self._begin()
+            positions = elastic.of_all_ranks(self._saved[0])
+            known = positions
+        newest = max(known)
         values = self._saved[1] if self._saved else [_zeros(v) for v in self._state()]
-        self._take(position, elastic.from_first(values))
+        self._take(newest, elastic.from_rank(positions.index(newest), values))
+
+    def _begin(self):
+        """Makes the state on disk, or else the present one, the first commit."""
+        found = self._disk.restore() if self._disk else None
+        if found:
+            self.epoch, self.batch = found
+        self._save()
 
     def _take(self, position, values):
         for variable, value in zip(self._state(), values, strict=True):
@@ -192,7 +225,7 @@ class ElasticState:
 
     def _state(self):
         """What all ranks have alike; random seeds stay each rank's own."""
-        own = [v for v in self.model.variables if "seed_generator_state" not in v.path]
+        own = [v for v in self.model.variables if not is_seed(v)]
         return [*own, *self.model.optimizer.full_state()]
 
 

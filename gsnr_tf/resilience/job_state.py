@@ -6,6 +6,7 @@ import random
 import numpy as np
 import tensorflow as tf
 
+from gsnr_tf.callbacks.seeds import is_seed
 from gsnr_tf.optimizers.inner import inner_optimizer, rate_variable
 from gsnr_tf.resilience.array_file import DTYPES, Array
 from gsnr_tf.resilience.checkpoint_files import CheckpointError
@@ -31,7 +32,7 @@ def variables(model):
     """
     left_out = {id(variable) for variable in inner_optimizer(model).division_state()}
     state = [v for v in model.optimizer.full_state() if id(v) not in left_out]
-    weights = [variable for variable in model.variables if not _is_seed(variable)]
+    weights = [variable for variable in model.variables if not is_seed(variable)]
     return {"weights": weights, "optimizer": state}
 
 
@@ -111,12 +112,8 @@ def _named(group, each):
 # -------------------------------------------------------------------
 
 
-def _is_seed(variable):
-    return "seed_generator_state" in variable.path
-
-
 def _seeds(model):
-    return [variable for variable in model.variables if _is_seed(variable)]
+    return [variable for variable in model.variables if is_seed(variable)]
 
 
 def random_state(model):

@@ -1,6 +1,8 @@
 """Two ranks that train, of which one does not come to the next update."""
 
+import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,11 +37,32 @@ def test_a_lost_rank_is_named_and_ends_the_job(way, text):
     ended = job(way)
     assert ended.code != 0
     assert f" s in update 6: {text}" in ended.output
+    if sys.version_info >= (3, 11):
+        # The last of the traceback.
+        assert re.search(r"^.*stderr>:gsnr_tf: Rank 0 has .*It gave up\.$", ended.output, re.M)
     assert "The job ends if that lasts for 4 s." in ended.output
     assert "It gives up." in ended.output
     # The script got an error, and could have handled it.
     assert "Horovod has been shut down" in ended.output
     assert "Process 0 exit with status code 1." in ended.output
+
+
+def test_ranks_that_hold_nothing_for_each_other_are_watched_as_well():
+    ended = job("leaves", SHARDING="none")
+    assert ended.code != 0
+    assert " s in an update: rank 1 has left `fit`, and its script goes on" in ended.output
+    assert "It gives up." in ended.output
+
+
+@pytest.mark.parametrize(
+    "way, place", [("averages", "gsnr.metrics"), ("shards", "gsnr.shard")]
+)
+def test_a_rank_with_a_batch_fewer_is_named_and_ends_the_job(way, place):
+    ended = job(way)
+    assert ended.code != 0
+    says = f"s in update 10: rank 1 waits for all ranks at `{place}` (stalling_rank.py:"
+    assert says in ended.output
+    assert "It gives up." in ended.output
 
 
 def test_a_rank_whose_script_has_ended_ends_the_wait_at_once():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 
-def lost_and_found(sharding, policy):
+def lost_and_found(sharding, policy, newcomer):
     """State at the commit, after more training, and after `sync`."""
     import keras
     import numpy as np
@@ -37,7 +37,7 @@ def lost_and_found(sharding, policy):
     state.commit()
     kept = now()
     model.fit(x, x[:, :1], batch_size=4, epochs=1, verbose=0)
-    if rank == 1:
+    if rank == newcomer:
         # As if it had just come: nothing committed, and at the beginning.
         state._saved, state.epoch = None, 0
     later = now()
@@ -49,11 +49,17 @@ def lost_and_found(sharding, policy):
 
 
 @pytest.mark.parametrize(
-    ("sharding", "policy"),
-    [("none", "float32"), ("slices", "mixed_float16"), ("none", "bfloat16")],
+    ("sharding", "policy", "newcomer"),
+    [
+        ("none", "float32", 1),
+        ("slices", "mixed_float16", 1),
+        ("none", "bfloat16", 1),
+        # On a host that was there before, was lost, and is back.
+        ("slices", "float32", 0),
+    ],
 )
-def test_sync_restores_the_commit_of_the_first_rank_on_all(on_ranks, sharding, policy):
-    results = on_ranks(2, lost_and_found, sharding, policy)
+def test_sync_restores_the_newest_commit_on_all(on_ranks, sharding, policy, newcomer):
+    results = on_ranks(2, lost_and_found, sharding, policy, newcomer)
     committed = results[0][0]
     for kept, later, found, position, _ in results:
         assert position == (2, 0)

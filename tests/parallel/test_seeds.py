@@ -1,6 +1,5 @@
 """Dropout differs between ranks though all set the same seed, and is reproducible."""
 
-import numpy as np
 import pytest
 
 from gsnr_tf.callbacks.seeds import _separated

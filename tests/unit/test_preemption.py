@@ -136,6 +136,123 @@ def test_the_engine_saves_in_its_own_form(tmp_path):
     assert checkpoint.locate(tmp_path) is not None
 
 
+def engine_in(folder, accumulation=2):
+    """An engine that saves there when it is told to end; 3 updates are an epoch."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(4), keras.layers.Dropout(0.3), keras.layers.Dense(1)]
+    config = {
+        "train_batch_size": 16,
+        "gradient_accumulation_steps": accumulation,
+        "optimizer": {"type": "GSNRAdam", "params": {"lr": 0.01}},
+    }
+    return gsnr_tf.initialize(
+        keras.Sequential([keras.Input((4,)), *layers]),
+        config,
+        loss="mse",
+        training_data=(X, X[:, :1]),
+        preemption_dir=folder,
+    )
+
+
+def assert_alike(model, other):
+    for one, two in (model.variables, other.variables), (
+        model.optimizer.variables,
+        other.optimizer.variables,
+    ):
+        for value, expected in zip(one, two, strict=True):
+            np.testing.assert_array_equal(value, expected)
+
+
+@pytest.fixture
+def ends_notice():
+    """Gives SIGTERM back: an engine keeps it until its process ends."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+# In the middle of an epoch, at its end, and in the last.
+@pytest.mark.parametrize("updates", [4, 6, 8])
+def test_the_engines_fit_goes_on_at_the_update(ends_notice, tmp_path, updates, capfd):
+    whole = engine_in(None)
+    whole.fit(epochs=3, verbose=0)
+    engine = engine_in(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        # In the first micro-batch of the update, which is finished first.
+        engine.fit(epochs=3, verbose=0, callbacks=[Terminate(*divmod(2 * updates - 2, 6))])
+    assert ended.value.code == 75
+    assert f"{tmp_path}/preempted-{updates} is saved" in capfd.readouterr().err
+
+    again, seen = engine_in(tmp_path), Terminate()
+    assert again.global_steps == updates and again.global_samples == 16 * updates
+    again.fit(epochs=3, verbose=0, callbacks=[seen])
+    assert again.global_steps == whole.global_steps == 9
+    assert len(seen.seen) == 2 * (9 - updates)
+    assert_alike(again.model, whole.model)
+    # A second `fit` of the same process is one of its own.
+    again.fit(epochs=1, verbose=0)
+    assert again.global_steps == 12
+
+
+def test_the_engines_fit_goes_on_with_another_division(ends_notice, tmp_path):
+    engine = engine_in(tmp_path, accumulation=2)
+    with pytest.raises(SystemExit):
+        engine.fit(epochs=3, verbose=0, callbacks=[Terminate(1, 0)])
+    again = engine_in(tmp_path, accumulation=4)
+    again.fit(epochs=3, verbose=0)
+    assert (again.global_steps, again.global_samples) == (9, 9 * 16)
+
+
+def test_batches_of_ones_own_begin_the_epoch_anew(ends_notice, tmp_path):
+    def batches():
+        while True:
+            yield X[:8], X[:8, :1]
+
+    options = {"steps_per_epoch": 3, "epochs": 3, "verbose": 0}
+    with pytest.raises(SystemExit):
+        engine_in(tmp_path).fit(batches(), callbacks=[Terminate(1, 0)], **options)
+    again, seen = engine_in(tmp_path), Terminate()
+    assert again.global_steps == 4
+    again.fit(batches(), callbacks=[seen], **options)
+    assert seen.seen[0] == (1, 0) and again.global_steps == 4 + 6
+
+
+@pytest.mark.parametrize("when", ["train", "evaluate"])
+def test_the_engines_own_loop_saves_and_goes_on(ends_notice, tmp_path, when):
+    whole = engine_in(None)
+    losses = [whole.train_batch() for _ in range(8)]
+    engine = engine_in(tmp_path)
+    found = [engine.train_batch() for _ in range(5)]
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        if when == "train":
+            found.append(losses[5])  # the call does not return
+            engine.train_batch()
+        else:
+            engine.eval_batch((X, X[:, :1]))
+    assert ended.value.code == 75
+
+    again = engine_in(tmp_path)
+    assert again.global_steps == len(found)
+    while again.global_steps < 8:
+        found.append(again.train_batch())
+    assert found == losses
+    assert_alike(again.model, whole.model)
+
+
+def test_without_a_folder_sigterm_is_nobodys_wish():
+    before = signal.getsignal(signal.SIGTERM)
+    engine_in(None)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_engine_that_cannot_go_on_says_so(ends_notice, tmp_path):
+    engine_in(None).save_checkpoint(tmp_path)
+    (tmp_path / "latest").unlink()
+    with pytest.raises(gsnr_tf.resilience.CheckpointError, match="There are: global_step0"):
+        engine_in(tmp_path)
+
+
 def test_what_cannot_be_restored_is_refused(tmp_path):
     preempted(make_model(), tmp_path, Terminate(0, 1))
     with pytest.raises(ValueError, match=r"no variables yet.*keras\.Input"):

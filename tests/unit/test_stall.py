@@ -41,8 +41,13 @@ def waiting(monkeypatch):
     class Recorded(stall.Watch):
         ended = None
 
+        left = None
+
         def _give_up(self, text):
             self.ended = text
+
+        def _end(self, text):
+            self.left = text
 
         def after(self, seconds):
             """Looks once more when it has waited for so long."""
@@ -177,11 +182,64 @@ def test_0_is_no_limit(waiting, monkeypatch):
     assert watch.ended is None
 
 
-def test_an_elastic_job_is_left_to_horovod(waiting, monkeypatch, capsys):
+@pytest.mark.parametrize("said", LOST[2:])
+def test_an_elastic_job_whose_rank_is_dead_is_left_to_horovod(
+    waiting, monkeypatch, capsys, said
+):
     monkeypatch.setenv("HOROVOD_ELASTIC", "1")
-    watch = waiting(LOST[0])
+    watch = waiting(said)
+    watch.after(61)
     watch.after(4000)
-    assert watch.ended is None and "rank 1" in capsys.readouterr().err
+    assert watch.ended is watch.left is None and "rank 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("said", [LOST[0], {**does("meets"), "place": "gsnr.shard"}])
+def test_an_elastic_job_whose_rank_left_would_come_there_again(waiting, monkeypatch, said):
+    monkeypatch.setenv("HOROVOD_ELASTIC", "1")
+    watch = waiting(said)
+    for seconds in range(60, 300, 20):
+        watch.after(seconds)
+    assert watch.left is None
+    watch.after(301)
+    assert watch.ended is None and "301 s in update 5: rank 1 " in watch.left
+
+
+MEETS = {**TRAINS, "kind": "meets", "place": "gsnr.metrics", "where": "train.py:7"}
+
+
+def test_ranks_that_wait_for_each_other_in_two_places_are_lost(
+    waiting, monkeypatch, capsys
+):
+    """One has a batch fewer: it is at the end of the epoch, the other in an update."""
+    watch = waiting(MEETS)
+    watch.after(61)
+    watch.after(301)
+    assert "rank 1 waits for all ranks at `gsnr.metrics` (train.py:7)" in watch.ended
+
+    here = Phase("meets", True, "", None, "gsnr.metrics")
+    monkeypatch.setattr(phase, "of_main_thread", lambda: here)
+    capsys.readouterr()
+    for other in (TRAINS, {**MEETS, "place": "gsnr.shard"}):
+        watch = waiting(other)
+        watch.after(61)
+        said = "Rank 0 has waited 61 s for all ranks at `gsnr.metrics`, after update 4: "
+        assert said in capsys.readouterr().err
+    # Who is beside is waited for as long as Horovod does.
+    watch = waiting(MEETS)
+    watch.after(1700)
+    assert watch.ended is None and capsys.readouterr().err == ""
+
+
+def test_the_error_that_ends_a_rank_carries_why(waiting):
+    watch = waiting(LOST[0])
+    watch._gave_up = "Rank 0 has waited 301 s in update 5: rank 1 evaluates"
+    error, other = RuntimeError("Horovod has been shut down."), ValueError("no such file")
+    for one in (error, other):
+        watch.annotate(one)
+    notes = ["gsnr_tf: Rank 0 has waited 301 s in update 5: rank 1 evaluates. It gave up."]
+    # Notes are new in Python 3.11.
+    assert getattr(error, "__notes__", notes) == notes
+    assert not hasattr(other, "__notes__")
 
 
 def test_an_update_or_another_occupation_begins_the_count_anew(waiting, monkeypatch, capsys):
