@@ -125,8 +125,9 @@ class Soak:
                     runs[family, sharding] = stack.enter_context(run)
             for key, weights in runs.items():
                 expected = weights()
-                self.compared += sum(map(len, self._noted[key]))
-                self.wrong += sum(soak_job.wrong(each, expected) for each in self._noted[key])
+                for records in self._noted[key]:
+                    self.compared += len(records)
+                    self.wrong += soak_job.wrong(records, expected)
 
     def _befall(self, job, fault):
         between = self._rng.randint(*_BETWEEN)
@@ -193,7 +194,8 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     began = time.monotonic()
     soak = Soak(args.folder, args.seed, named(args.only))
-    disk = "a small tmpfs" if (args.folder / "disk").is_mount() else "files that may not grow"
+    mounted = (args.folder / "disk").is_mount()
+    disk = "a small tmpfs" if mounted else "files that may not grow"
     print(f"Seed {args.seed}; a full disk is {disk}.", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         soak.run(began + 60 * args.minutes)

@@ -4,8 +4,8 @@
 
 Every rank notes each update in FOLDER/log-PID, a line of JSON with all weights. Files in
 FOLDER say what is asked of it: `finish`, the number of the last update; `pace`, seconds
-to sleep after each; `undisturbed`, to save nothing; `raise-PID`, to fail; `drop-PID`, to lose all connections; `full`,
-that no file may grow, where there is no small disk to fill.
+to sleep after each; `undisturbed`, to save nothing; `raise-PID`, to fail; `drop-PID`, to
+lose all connections; `full`, that no file may grow, where there is no small disk to fill.
 """
 
 import base64

@@ -20,8 +20,8 @@ from gsnr_tf.engine.data import (
     split_off,
     take_apart,
 )
-from gsnr_tf.engine.preemption import Preemption
 from gsnr_tf.engine.precision import set_precision
+from gsnr_tf.engine.preemption import Preemption
 from gsnr_tf.engine.progress import Progress, UpdateCallback
 from gsnr_tf.engine.trial import Trial
 from gsnr_tf.engine.updates import Updates

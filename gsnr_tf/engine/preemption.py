@@ -11,7 +11,6 @@ from gsnr_tf.resilience import checkpoint_files
 from gsnr_tf.resilience.checkpoint import together
 from gsnr_tf.resilience.preemption import EXIT_CODE, Notice
 
-
 # In the client state of what `fit` saves: epochs, and examples of the one after them.
 _FIT = "gsnr_tf.fit"
 

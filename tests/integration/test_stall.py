@@ -39,7 +39,8 @@ def test_a_lost_rank_is_named_and_ends_the_job(way, text):
     assert f" s in update 6: {text}" in ended.output
     if sys.version_info >= (3, 11):
         # The last of the traceback.
-        assert re.search(r"^.*stderr>:gsnr_tf: Rank 0 has .*It gave up\.$", ended.output, re.M)
+        why = r"^.*stderr>:gsnr_tf: Rank 0 has .*It gave up\.$"
+        assert re.search(why, ended.output, re.M)
     assert "The job ends if that lasts for 4 s." in ended.output
     assert "It gives up." in ended.output
     # The script got an error, and could have handled it.
