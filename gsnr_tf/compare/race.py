@@ -147,12 +147,13 @@ def state(plan, known):
     few = [(c, setting) for c in everyone for setting in ranked[c][:FEW]]
     if runs := lacking(few, plan.few_seeds):
         return State("few", runs, grid, unstable, [])
-    # More seeds may show that a rate is unstable, but do not leave anyone without any.
+    # More seeds may show that a rate is unstable. It is dropped only if all have another:
+    # who kept it would be ahead of those who may not.
     later = unstable_rate(plan, few, few, known, plan.few_seeds)
-    chosen = []
-    for c in everyone:
-        settings = _ranked(plan, few, known, c, later, plan.few_seeds)
-        chosen.append((settings or ranked[c][:FEW])[0])
+    if not all(_ranked(plan, few, known, c, later, plan.few_seeds) for c in everyone):
+        later = None
+    ranked = [_ranked(plan, few, known, c, later, plan.few_seeds) for c in everyone]
+    chosen = [settings[0] for settings in ranked]
     unstable = min({unstable, later} - {None}, default=None)
     runs = lacking(list(enumerate(chosen)), plan.all_seeds)
     return State("all" if runs else "done", runs, grid, unstable, chosen)
