@@ -147,12 +147,13 @@ def state(plan, known):
     few = [(c, setting) for c in everyone for setting in ranked[c][:FEW]]
     if runs := lacking(few, plan.few_seeds):
         return State("few", runs, grid, unstable, [])
-    # More seeds may show that a rate is unstable, but do not leave anyone without any.
+    # More seeds may show that a rate is unstable. It is dropped only if all have another:
+    # who kept it would be ahead of those who may not.
     later = unstable_rate(plan, few, few, known, plan.few_seeds)
-    chosen = []
-    for c in everyone:
-        settings = _ranked(plan, few, known, c, later, plan.few_seeds)
-        chosen.append((settings or ranked[c][:FEW])[0])
+    if not all(_ranked(plan, few, known, c, later, plan.few_seeds) for c in everyone):
+        later = None
+    ranked = [_ranked(plan, few, known, c, later, plan.few_seeds) for c in everyone]
+    chosen = [settings[0] for settings in ranked]
     unstable = min({unstable, later} - {None}, default=None)
     runs = lacking(list(enumerate(chosen)), plan.all_seeds)
     return State("all" if runs else "done", runs, grid, unstable, chosen)
@@ -263,8 +264,10 @@ def unstable_rate(plan, begun, finished, known, seeds):
 
     The spread of a contender at a rate is the root mean square over all values of the
     regularizer that were run to the end. Too far is more than `WIDE` times the median of
-    all contenders and rates, or that some seeds diverged and others did not. The smallest
-    rate of the first grid is never dropped.
+    all contenders and rates, at this rate and all higher ones of the contender: seeds also
+    spread where a rate is too small to arrive, below others that are steady. Or it is that
+    some seeds diverged and others did not. The smallest rate of the first grid is never
+    dropped.
 
     Args:
         plan: The `Plan`.
@@ -287,17 +290,20 @@ def unstable_rate(plan, begun, finished, known, seeds):
             far = sum((loss - middle) ** 2 for loss in losses), len(losses) - 1
             squares.setdefault((contender, setting.learning_rate), []).append(far)
     spreads = {}
-    for (_, rate), found in squares.items():
+    for (contender, rate), found in squares.items():
         total, freedom = map(sum, zip(*found))
         if freedom:
-            spreads.setdefault(rate, []).append((math.sqrt(total / freedom), freedom))
-    each = [spread for found in spreads.values() for spread, _ in found]
-    usual = median(each) if each else 0.0
-    wide = {
-        rate
-        for rate, found in spreads.items()
-        if any(freedom >= _FREEDOM and spread > WIDE * usual for spread, freedom in found)
-    }
+            spreads.setdefault(contender, {})[rate] = math.sqrt(total / freedom), freedom
+    each = [spread for own in spreads.values() for spread, _ in own.values()]
+    limit = WIDE * median(each) if each else 0.0
+    wide = set()
+    for own in spreads.values():
+        for rate in sorted(own, reverse=True):
+            spread, freedom = own[rate]
+            if spread <= limit:
+                break  # Below, what spreads has not arrived yet.
+            if freedom >= _FREEDOM:
+                wide.add(rate)
     smallest = plan.grid.rates[0]
     return min((rate for rate in wide | uneven if rate > smallest), default=None)
 

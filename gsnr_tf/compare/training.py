@@ -141,7 +141,10 @@ class Trainer:
 
     def _state(self):
         state = [*self._model.variables, *self._model.optimizer.full_state()]
-        return [variable.numpy() for variable in state]
+        values = [variable.numpy() for variable in state]
+        # Slots in slices are read from the ranks that hold them: none may train on before.
+        self._comm.gather(True)
+        return values
 
     def _rows(self, seed, update):
         """The rows of an update: the epochs, each in an order of its own, end to end.

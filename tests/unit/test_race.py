@@ -152,6 +152,34 @@ def test_a_rate_whose_seeds_spread_is_dropped_for_all_with_the_higher_ones():
     assert alone.unstable is None
 
 
+@pytest.mark.parametrize("best, dropped", [(0.01, 0.02), (0.09, None)])
+def test_what_more_seeds_show_is_dropped_for_all_or_for_none(best, dropped):
+    """Seeds 3 and 4 of the first contender spread at 0.02. Where the second one has no
+    other rate among its best few, both keep it."""
+
+    def loss(run):
+        if run.contender == 1:
+            return bowl(best)(run)
+        far = run.setting.learning_rate >= 0.02 and run.seed in (3, 4)
+        return bowl(0.015)(run) + far * (40.0 if run.seed == 3 else -45.0)
+
+    end, _, _ = drive(Plan(2, GRID), loss)
+    assert end.unstable == dropped
+    rates = [setting.learning_rate for setting in end.chosen]
+    assert all(rate < 0.02 for rate in rates) if dropped else all(r >= 0.02 for r in rates)
+
+
+def test_a_small_rate_whose_seeds_spread_is_not_unstable():
+    """They have not arrived yet, where a higher rate is steady."""
+
+    def loss(run):
+        late = run.setting.learning_rate == 0.005
+        return bowl(0.01)(run) + late * (-4.0 if run.seed % 2 else 3.0)
+
+    end, _, _ = drive(Plan(2, GRID), loss)
+    assert end.unstable is None
+
+
 def test_seeds_of_which_some_diverge_drop_a_rate():
     def loss(run):
         if run.setting.learning_rate >= 0.04 and run.seed == 2:
