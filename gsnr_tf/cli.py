@@ -16,9 +16,7 @@ COMMANDS = (
 
 def parser():
     """The command line."""
-    top = argparse.ArgumentParser(
-        prog="gsnr-tf", description="Large-batch training for Keras 3."
-    )
+    top = argparse.ArgumentParser(prog="gsnr-tf", description="Large-batch training for Keras 3.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True)
     for name in COMMANDS:

@@ -1,8 +1,8 @@
 """Language: byte-level transformers on the text of Python's standard library.
 
-    python keras_examples/language_task.py CausalBytes --batch-size 256
-    python keras_examples/language_task.py MaskedBytes --size large
-    gsnr-tf compare keras_examples/language_task.py:CausalBytes --batch 256,1024
+python keras_examples/language_task.py CausalBytes --batch-size 256
+python keras_examples/language_task.py MaskedBytes --size large
+gsnr-tf compare keras_examples/language_task.py:CausalBytes --batch 256,1024
 """
 
 import keras
@@ -57,9 +57,7 @@ class Bytes(Task):
         normal = layers.LayerNormalization()(x)
         attention = layers.MultiHeadAttention(4, self.width // 4)
         x = x + attention(normal, normal, use_causal_mask=self.causal)
-        inner = layers.Dense(4 * self.width, activation="relu")(
-            layers.LayerNormalization()(x)
-        )
+        inner = layers.Dense(4 * self.width, activation="relu")(layers.LayerNormalization()(x))
         return x + layers.Dense(self.width)(inner)
 
 

@@ -87,7 +87,7 @@ if __name__ == "__main__":
 # ruff: noqa: E402
 import keras
 import movielens
-import report
+import results
 import tensorflow as tf
 from movielens_task import build_model
 
@@ -166,7 +166,7 @@ class EpochRecorder(keras.callbacks.Callback):
                 "gsnr": None if gsnr is None else float(gsnr),
             }
         )
-        report.print_epoch(self.history[-1], self.args.epochs)
+        results.print_epoch(self.history[-1], self.args.epochs)
 
     def score(self, split):
         # In one batch: this many rows fit into memory, and scoring would take longer than training.
@@ -174,11 +174,11 @@ class EpochRecorder(keras.callbacks.Callback):
 
 
 def train(name, learning_rate, l2, seed, data, args):
-    """One run from fresh weights; returns what report.py needs to know of it."""
+    """One run from fresh weights; returns what results.py needs to know of it."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     if rank() == 0:  # Horovod: one rank speaks and writes.
-        report.print_run(name, learning_rate, l2, seed, args.seeds)
+        results.print_run(name, learning_rate, l2, seed, args.seeds)
     model = build_model(data, l2=l2)
     updates = args.epochs * movielens.TRAIN // args.batch_size
     schedule = WarmupCosine(learning_rate, updates)
@@ -235,7 +235,7 @@ def main(args):
     tf.config.threading.set_inter_op_parallelism_threads(args.threads)
     data = movielens.load()
     if rank() == 0:  # Horovod: one rank speaks and writes.
-        report.print_setting(args, size())
+        results.print_setting(args, size())
     runs = [
         train(name, learning_rate, l2, seed, data, args)
         for name in args.optimizers
@@ -244,7 +244,7 @@ def main(args):
         for seed in range(args.seeds)
     ]
     if rank() == 0:  # Horovod: one rank speaks and writes.
-        report.finish(runs, args, size())
+        results.finish(runs, args, size())
 
 
 if __name__ == "__main__":

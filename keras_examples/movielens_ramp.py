@@ -86,9 +86,7 @@ def train(data, seed, args, ramp=None):
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     model = build_model(data)
-    optimizer = GSNRLamb(
-        args.learning_rate, gradient_accumulation_steps=args.accumulation_steps
-    )
+    optimizer = GSNRLamb(args.learning_rate, gradient_accumulation_steps=args.accumulation_steps)
     model.compile(optimizer=optimizer, loss="binary_crossentropy")
     folder = args.output / f"{'ramp' if ramp else 'constant'}-{seed}"
     score = Score(data, optimizer, args.micro_batch)

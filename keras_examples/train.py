@@ -19,7 +19,6 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# ruff: noqa: E402
 import keras
 import tensorflow as tf
 

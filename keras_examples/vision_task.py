@@ -1,8 +1,8 @@
 """Vision: Fashion-MNIST, by a small CNN and by a small ResNet with BatchNorm.
 
-    python keras_examples/vision_task.py SmallCNN --batch-size 1000
-    python keras_examples/vision_task.py SmallResNet --size large
-    gsnr-tf compare keras_examples/vision_task.py:SmallResNet --batch 1000,4000
+python keras_examples/vision_task.py SmallCNN --batch-size 1000
+python keras_examples/vision_task.py SmallResNet --size large
+gsnr-tf compare keras_examples/vision_task.py:SmallResNet --batch 1000,4000
 """
 
 import fashion_mnist
@@ -44,9 +44,9 @@ class SmallCNN(FashionMNIST):
         pictures = keras.Input((28, 28, 1))
         x = layers.Rescaling(1 / 255)(pictures)
         for factor in (1, 2):
-            x = layers.Conv2D(
-                factor * self.width, 3, strides=2, padding="same", activation="relu"
-            )(x)
+            x = layers.Conv2D(factor * self.width, 3, strides=2, padding="same", activation="relu")(
+                x
+            )
         x = layers.Dense(4 * self.width, activation="relu")(layers.Flatten()(x))
         return keras.Model(pictures, layers.Dense(10, activation="softmax")(x))
 

@@ -1,5 +1,7 @@
 """Tables of optimizers and of samples: a new optimizer is one row."""
 
+import functools
+import operator
 from typing import NamedTuple
 
 import keras
@@ -139,7 +141,10 @@ PROBLEMS = {
 
 # A table, and what stands on it; two tables of one width share a bucket.
 TABLES = _problem(
-    lambda i, g: _zero_rows(i, g) if len(g) == 11 else g, embeddings=(11, 5), kernel=(5, 4), bias=(4,)
+    lambda i, g: _zero_rows(i, g) if len(g) == 11 else g,
+    embeddings=(11, 5),
+    kernel=(5, 4),
+    bias=(4,),
 )
 
 # What is judged by row.
@@ -162,7 +167,10 @@ EVERYTHING = Problem(
     [f"{name}.{v}".replace(" ", "_") for name, p in PROBLEMS.items() for v in p.names],
     [w for p in PROBLEMS.values() for w in p.weights],
     [
-        [sum(parts, []) for parts in zip(*(p.samples[update] for p in PROBLEMS.values()))]
+        [
+            functools.reduce(operator.iadd, parts, [])
+            for parts in zip(*(p.samples[update] for p in PROBLEMS.values()))
+        ]
         for update in range(3)
     ],
 )

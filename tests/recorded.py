@@ -81,9 +81,7 @@ def record(folder, drawn, noise_scales, every=10, step_seconds=(0.08, 0.02, 0.01
                 "ceiling": 1.0,
                 "estimator": more.get("estimator", "paper"),
             },
-            "variables": [
-                {"path": p, "shape": list(s)} for p, s in zip(drawn.paths, drawn.shapes)
-            ],
+            "variables": [{"path": p, "shape": list(s)} for p, s in zip(drawn.paths, drawn.shapes)],
             "workers": workers,
             "every": every,
             "started": "2026-01-01T00:00:00+00:00",

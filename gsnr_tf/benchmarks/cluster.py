@@ -37,9 +37,7 @@ class Ranks:
         server = RendezvousServer()
         port = server.start()
         server.init(slots)
-        meeting = gloo_run.create_run_env_vars(
-            hosts.SWITCH_ADDRESS, [hosts.INTERFACE], port
-        )
+        meeting = gloo_run.create_run_env_vars(hosts.SWITCH_ADDRESS, [hosts.INTERFACE], port)
         self._logs = [tempfile.TemporaryFile("w+") for _ in slots]
         self._ranks = [
             subprocess.Popen(
@@ -80,9 +78,7 @@ class Ranks:
             if rank.poll():
                 log.seek(0)
                 end = "".join(log.readlines()[-40:])
-                raise RuntimeError(
-                    f"rank {index} ended with code {rank.poll()}:\n{end}"
-                )
+                raise RuntimeError(f"rank {index} ended with code {rank.poll()}:\n{end}")
 
     def end(self):
         """Lets the ranks end, as they do when nothing more is asked."""

@@ -71,9 +71,7 @@ def keras_plain(rule, gradients, variables):
     optimizer.build(variables)
 
     def step():
-        reduced = hvd.grouped_allreduce(
-            gradients(), op=hvd.Average, name="bench.keras"
-        )
+        reduced = hvd.grouped_allreduce(gradients(), op=hvd.Average, name="bench.keras")
         optimizer.apply_gradients(zip(reduced, variables))
 
     return _bytes([v.value for v in optimizer.variables]), _update(step)

@@ -32,9 +32,7 @@ def _own_part(tensor, splits, **_):
     """Alltoall that receives its own part from all it sends to."""
     start, rows = sum(splits[: hvd.rank()]), splits[hvd.rank()]
     others = np.count_nonzero(splits)
-    received = tf.tile(
-        tensor[start : start + rows], [others] + [1] * (tensor.shape.rank - 1)
-    )
+    received = tf.tile(tensor[start : start + rows], [others] + [1] * (tensor.shape.rank - 1))
     return received, tf.fill([hvd.size()], rows)
 
 
@@ -56,9 +54,11 @@ _STAND_INS = {
 
 
 def _none(*_, **__):
-    raise NotImplementedError(
-        "A contender uses a collective that has no stand-in here."
-    )
+    raise NotImplementedError("A contender uses a collective that has no stand-in here.")
+
+
+def _agree(*_):
+    return tf.constant(True)
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def silence():
         "broadcast",
     )
     # Alone, a rank would find that the others tell it nothing.
-    agrees = mock.patch.object(UpdateHeader, "check", lambda *_: tf.constant(True))
+    agrees = mock.patch.object(UpdateHeader, "check", new=_agree)
     with mock.patch.multiple(hvd, **_STAND_INS, **dict.fromkeys(others, _none)), agrees:
         yield
 
@@ -113,9 +113,7 @@ def _bytes_of(one_step):
         one_step()
     _meet()
     sent = tf.constant(np.array(hosts.sent()) - before, tf.float64)
-    return (
-        hvd.allreduce(sent, op=hvd.Average, name="bench.sent").numpy() / _COUNTED_STEPS
-    )
+    return hvd.allreduce(sent, op=hvd.Average, name="bench.sent").numpy() / _COUNTED_STEPS
 
 
 def measure(rule, elements, tensors, rounds):

@@ -54,8 +54,7 @@ def exchanges(timeline):
     buckets = {
         event["pid"]: int(event["args"]["name"].split(".")[-3])
         for event in events
-        if event.get("name") == "process_name"
-        and event["args"].get("name", "").endswith(".0.mean")
+        if event.get("name") == "process_name" and event["args"].get("name", "").endswith(".0.mean")
     }
     found = {number: [] for number in buckets.values()}
     for event in events:
@@ -76,9 +75,7 @@ def hidden_share(step):
     """Share of a step's exchange that took place before its last gradient was ready."""
     backward_ends = max(exchange.ready for exchange in step)
     total = sum(exchange.end - exchange.start for exchange in step)
-    hidden = sum(
-        max(0, min(exchange.end, backward_ends) - exchange.start) for exchange in step
-    )
+    hidden = sum(max(0, min(exchange.end, backward_ends) - exchange.start) for exchange in step)
     return hidden / total
 
 
@@ -91,9 +88,7 @@ def show(steps):
         table.add_column(heading, justify="right")
     for exchange in step:
         times = (exchange.ready, exchange.start, exchange.end)
-        table.add_row(
-            str(exchange.bucket), *(f"{(time - begin) / 1e3:.1f}" for time in times)
-        )
+        table.add_row(str(exchange.bucket), *(f"{(time - begin) / 1e3:.1f}" for time in times))
     rich.print(table)
     print(
         f"The last gradients came {(step[-1].ready - begin) / 1e3:.1f} ms after the first. "

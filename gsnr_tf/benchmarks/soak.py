@@ -203,9 +203,7 @@ def main(arguments=None):
         soak.compare()
     minutes = (time.monotonic() - began) / 60
     rich.print(soak.table(f"{soak.jobs} jobs in {minutes:.0f} minutes, seed {args.seed}"))
-    print(
-        f"Weights compared after {soak.compared:,} updates: {soak.wrong} wrong results."
-    )
+    print(f"Weights compared after {soak.compared:,} updates: {soak.wrong} wrong results.")
     for trouble in soak.troubles:
         print(trouble)
     return 0 if soak.passed else 1

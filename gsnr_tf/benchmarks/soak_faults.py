@@ -4,7 +4,7 @@ import dataclasses
 import re
 import signal
 import time
-from typing import Callable
+from collections.abc import Callable
 
 from gsnr_tf.benchmarks.soak_job import send
 from gsnr_tf.resilience.checkpoint_files import STATE, tags
@@ -60,9 +60,7 @@ class Fault:
         if mend:
             mend()
         if self.restarts:
-            job.wait_until(
-                lambda: _begins(job, began), f"no new beginning after '{self.name}'"
-            )
+            job.wait_until(lambda: _begins(job, began), f"no new beginning after '{self.name}'")
         job.wait_for_updates(3, mended, f"no update after '{self.name}'")
         return seconds, job.lost(began)
 

@@ -145,9 +145,7 @@ class Job:
 
     def updates(self, since=0.0):
         """The records of updates later than a time."""
-        return [
-            r for r in self.records() if r["event"] == "update" and r["time"] > since
-        ]
+        return [r for r in self.records() if r["event"] == "update" and r["time"] > since]
 
     def pids(self):
         """Dict of the processes of the ranks there are, by rank."""
@@ -203,6 +201,7 @@ class Job:
             high = update if anew else max(high, update)
             anew = False
         return lost
+
 
 def weights_of(record):
     """The vector of weights of a record of an update."""

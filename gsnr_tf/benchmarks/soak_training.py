@@ -9,6 +9,7 @@ lose all connections; `full`, that no file may grow, where there is no small dis
 """
 
 import base64
+import contextlib
 import json
 import os
 import resource
@@ -24,7 +25,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import gsnr_tf
+from gsnr_tf.comm import rank, size
+from gsnr_tf.data import shard
+from gsnr_tf.engine import initialize
+from gsnr_tf.optimizers import GSNRSGD
+from gsnr_tf.resilience import ElasticState, elastic_run
 
 ROWS, COLUMNS, BATCH = 240, 6, 24
 # Updates from one checkpoint or commit to the next.
@@ -67,7 +72,7 @@ class Orders:
         return update >= int(self._read("finish", sys.maxsize))
 
     def _note(self, **what):
-        line = {"time": time.time(), "rank": gsnr_tf.rank(), "size": gsnr_tf.size(), **what}
+        line = {"time": time.time(), "rank": rank(), "size": size(), **what}
         # The log grows where other files may not.
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         print(json.dumps(line), file=self._log, flush=True)
@@ -130,7 +135,7 @@ def train_engine(folder, sharding, orders):
         "steps_per_print": 10**9,
     }
     saved = Path(folder, "disk", "saved")
-    engine = gsnr_tf.initialize(
+    engine = initialize(
         make_model(dropout=True),
         config,
         loss="mse",
@@ -150,31 +155,27 @@ def train_elastic(folder, sharding, orders):
     model = make_model(dropout=False)
     # With gamma=1 an update is a mean, whatever the number of ranks; two micro-batches,
     # so that one rank has samples enough.
-    optimizer = gsnr_tf.GSNRSGD(
-        1e-2, gamma=1, gradient_accumulation_steps=2, sharding=sharding
-    )
+    optimizer = GSNRSGD(1e-2, gamma=1, gradient_accumulation_steps=2, sharding=sharding)
     model.compile(optimizer=optimizer, loss="mse")
     dataset = tf.data.Dataset.from_tensor_slices(data()).batch(BATCH // 2)
 
     class AfterUpdate(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if self.model.optimizer.at_window_start:
-                if orders.after_update(int(self.model.optimizer.iterations), self.model):
-                    raise Finished
+            optimizer = self.model.optimizer
+            if not optimizer.at_window_start:
+                return
+            if orders.after_update(int(optimizer.iterations), self.model):
+                raise Finished
 
-    @gsnr_tf.elastic_run
+    @elastic_run
     def train(state):
         orders.begins()
-        state.fit(
-            gsnr_tf.shard(dataset), 10**6, callbacks=[AfterUpdate()], verbose=0
-        )
+        state.fit(shard(dataset), 10**6, callbacks=[AfterUpdate()], verbose=0)
 
     saved = Path(folder, "disk", "saved") if orders.saves else None
-    state = gsnr_tf.ElasticState(model, commit_batches=2 * SAVE, folder=saved)
-    try:
+    state = ElasticState(model, commit_batches=2 * SAVE, folder=saved)
+    with contextlib.suppress(Finished):
         train(state)
-    except Finished:
-        pass
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from gsnr_tf.callbacks.metrics import MetricAverageCallback
 from gsnr_tf.callbacks.monitor import GSNRMonitor
 from gsnr_tf.callbacks.preemption import SaveOnPreemption
 from gsnr_tf.callbacks.ramp import BatchSizeRamp
-from gsnr_tf.callbacks.statistics import AverageBatchStatistics
 from gsnr_tf.callbacks.skipped import SkippedUpdates
+from gsnr_tf.callbacks.statistics import AverageBatchStatistics
 from gsnr_tf.callbacks.warmup import LearningRateWarmupCallback
 
 __all__ = [

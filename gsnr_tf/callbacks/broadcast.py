@@ -50,8 +50,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
             model.jit_compile = False
             if comm.rank() == 0:
                 _log.warning(
-                    "jit_compile is switched off: XLA has no kernels for Horovod's "
-                    "collectives."
+                    "jit_compile is switched off: XLA has no kernels for Horovod's collectives."
                 )
 
     def on_train_begin(self, logs=None):

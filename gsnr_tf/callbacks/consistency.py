@@ -68,9 +68,7 @@ class ConsistencyCheck(keras.callbacks.Callback):
 
 def check_reaction(on_difference):
     if on_difference not in _REACTIONS:
-        raise ValueError(
-            f"on_difference must be one of {_REACTIONS}. Received: {on_difference!r}"
-        )
+        raise ValueError(f"on_difference must be one of {_REACTIONS}. Received: {on_difference!r}")
 
 
 def shared_state(model):
@@ -87,9 +85,7 @@ def shared_state(model):
         if id(variable) not in own and not is_seed(variable)
     ]
     of_optimizer = [
-        variable
-        for variable in model.optimizer.variables
-        if variable.synchronization != "on_read"
+        variable for variable in model.optimizer.variables if variable.synchronization != "on_read"
     ]
     return of_model + of_optimizer
 

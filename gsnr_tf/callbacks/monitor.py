@@ -232,14 +232,10 @@ class GSNRMonitor(keras.callbacks.Callback):
                 "model": self.model.name,
                 "optimizer": type(optimizer).__name__,
                 "arguments": optimizer.get_config(),
-                "variables": [
-                    {"path": path_of(v), "shape": list(v.shape)} for v in variables
-                ],
+                "variables": [{"path": path_of(v), "shape": list(v.shape)} for v in variables],
                 "workers": optimizer.workers,
                 "every": self.every,
-                "started": datetime.datetime.now()
-                .astimezone()
-                .isoformat("T", "seconds"),
+                "started": datetime.datetime.now().astimezone().isoformat("T", "seconds"),
                 "versions": {
                     "gsnr_tf": __version__,
                     "keras": keras.__version__,

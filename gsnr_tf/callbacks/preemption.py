@@ -122,9 +122,7 @@ class SaveOnPreemption(keras.callbacks.Callback):
         return {"epoch": self._epoch + self._complete}
 
     def _restore(self):
-        saved = checkpoint.together(
-            self._comm, lambda: checkpoint.locate(self._folder) is not None
-        )
+        saved = checkpoint.together(self._comm, lambda: checkpoint.locate(self._folder) is not None)
         # All load where one sees something: that tells those who see nothing.
         if not any(self._comm.gather(saved, "gsnr.preemption")):
             return
@@ -140,9 +138,7 @@ class SaveOnPreemption(keras.callbacks.Callback):
         if self._engine is not None:
             path, state = self._engine.load_checkpoint(self._folder)
         else:
-            path, _, state = checkpoint.load(
-                self._folder, None, self.model, self._comm
-            )
+            path, _, state = checkpoint.load(self._folder, None, self.model, self._comm)
         # Keras begins with this epoch, as it does for its own BackupAndRestore.
         self.model._initial_epoch = state.get("epoch")
         if comm.rank() == 0:

@@ -59,14 +59,10 @@ class BatchSizeRamp(keras.callbacks.Callback):
         model.fit(ramp.batches(dataset), callbacks=[ramp])
     """
 
-    def __init__(
-        self, max_accumulation, scaling="sqrt", max_joined=1, share=1.0, every=10
-    ):
+    def __init__(self, max_accumulation, scaling="sqrt", max_joined=1, share=1.0, every=10):
         super().__init__()
         if scaling not in _SCALINGS:
-            raise ValueError(
-                f"scaling must be one of {_SCALINGS}. Received: {scaling!r}"
-            )
+            raise ValueError(f"scaling must be one of {_SCALINGS}. Received: {scaling!r}")
         for name, value in (
             ("max_accumulation", max_accumulation),
             ("max_joined", max_joined),

@@ -111,8 +111,7 @@ def _variances_and_means(model, index):
     return [
         (index[id(layer.moving_variance)], index[id(layer.moving_mean)])
         for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization)
-        and id(layer.moving_variance) in index
+        if isinstance(layer, keras.layers.BatchNormalization) and id(layer.moving_variance) in index
     ]
 
 

@@ -15,8 +15,8 @@ class LearningRateWarmupCallback(keras.callbacks.Callback):
         λ_t = target · t / warmup_steps           for the updates t = 1 … warmup_steps
 
     A callback and no schedule: the batch ratio is known when training begins, and not
-    when the optimizer is made. Afterwards it leaves the learning rate alone. It counts the optimizer's updates,
-    so a resumed training goes on where it was.
+    when the optimizer is made. Afterwards it leaves the learning rate alone. It counts the
+    optimizer's updates, so a resumed training goes on where it was.
 
     Args:
         learning_rate: Float, chosen for the small batch.
@@ -35,9 +35,7 @@ class LearningRateWarmupCallback(keras.callbacks.Callback):
     def __init__(self, learning_rate, warmup_steps, batch_ratio=None, scaling="linear"):
         super().__init__()
         if scaling not in _SCALINGS:
-            raise ValueError(
-                f"scaling must be one of {sorted(_SCALINGS)}. Received: {scaling!r}"
-            )
+            raise ValueError(f"scaling must be one of {sorted(_SCALINGS)}. Received: {scaling!r}")
         if warmup_steps < 1:
             raise ValueError(f"warmup_steps must be at least 1. Received: {warmup_steps}")
         if batch_ratio is not None and batch_ratio <= 0:

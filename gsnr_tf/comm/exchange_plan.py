@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-
 # From so many ranks on mean and m2 are fewer bytes than a gradient for each.
 _MANY_ON_A_HOST = 3
 

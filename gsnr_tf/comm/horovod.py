@@ -1,6 +1,7 @@
 """The ranks of a Horovod job."""
 
 import functools
+import itertools
 import os
 
 import numpy as np
@@ -182,9 +183,7 @@ class HorovodCommunicator(Communicator):
         return step(*values)
 
     def all_reduce(self, tensor, name):
-        add = functools.partial(
-            self._hvd.allreduce, op=self._hvd.Sum, name=name, **_OUR_NAME
-        )
+        add = functools.partial(self._hvd.allreduce, op=self._hvd.Sum, name=name, **_OUR_NAME)
         return self._issue(add, tensor)
 
     def bounds(self, rows):
@@ -217,7 +216,7 @@ class HorovodCommunicator(Communicator):
         for rank, start, stop in zip(stage.ranks, cuts, cuts[1:]):
             splits[rank] = stop - start + more
         if rider:
-            sizes = [stop - start for start, stop in zip(cuts, cuts[1:])]
+            sizes = [stop - start for start, stop in itertools.pairwise(cuts)]
             parts = [part for own in tf.split(vector, sizes) for part in (own, *rider)]
             vector = tf.concat(parts, axis=0)
 

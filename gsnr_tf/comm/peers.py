@@ -57,9 +57,7 @@ class Peers:
         with _published_while_meeting(name, share, len(hosts)):
             self._ranks = gather(own)
         self._rank = [one.name for one in self._ranks].index(name)
-        self._let_go = weakref.finalize(
-            self, _background().put, (name, self._ranks, self._rank)
-        )
+        self._let_go = weakref.finalize(self, _background().put, (name, self._ranks, self._rank))
         self._let_go.atexit = False
         others = [one for one in self._ranks if one.name != name]
         steward.serve_until_all_have_ended(others, lambda: bool(_published))
@@ -102,8 +100,7 @@ class Peers:
             return one.ask(f"share {one.name} {changes} {what}", 2 * _BEHIND_SECONDS)
         except server.Refused as why:
             raise PeerLost(
-                f"Rank {rank} holds a part of the optimizer's state and cannot hand it "
-                f"out: {why}"
+                f"Rank {rank} holds a part of the optimizer's state and cannot hand it out: {why}"
             ) from None
         except ConnectionRefusedError as error:
             raise PeerLost(
@@ -231,9 +228,7 @@ def _background():
     Putting something there is all that is done while garbage is collected.
     """
     gone: queue.SimpleQueue = queue.SimpleQueue()
-    threading.Thread(
-        target=_tell_all, args=[gone], name="gsnr_tf release", daemon=True
-    ).start()
+    threading.Thread(target=_tell_all, args=[gone], name="gsnr_tf release", daemon=True).start()
     return gone
 
 

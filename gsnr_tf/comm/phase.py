@@ -98,10 +98,6 @@ def _is_ours(model):
 def _known(path, name):
     """What a function stands for: its sign, whether it is `fit`, and the user's own."""
     path = path.replace(os.sep, "/")
-    signs = (
-        kind
-        for part, names, kind in _SIGNS
-        if part in path and (not names or name in names)
-    )
+    signs = (kind for part, names, kind in _SIGNS if part in path and (not names or name in names))
     fits = name == "fit" and path.endswith(_TRAINER)
     return next(signs, "elsewhere"), fits, not path.startswith(_LIBRARIES)

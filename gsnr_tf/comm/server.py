@@ -57,9 +57,7 @@ class Server:
         # Sockets whose question is incomplete, what has come of it, and the deadline.
         self._unread = {}
         self._work: queue.SimpleQueue = queue.SimpleQueue()
-        self._listeners = [
-            socket.create_server((address, 0), backlog=128) for address in addresses
-        ]
+        self._listeners = [socket.create_server((address, 0), backlog=128) for address in addresses]
         self.addresses = [listener.getsockname() for listener in self._listeners]
         for listener in self._listeners:
             listener.setblocking(False)

@@ -82,9 +82,7 @@ def _rows(advice):
     yield "examples", "1", f"{best.examples:.2f}", examples
     if best.seconds is not None:
         backward, communication, update = (f"{1e3 * s:.3g}" for s in advice.times)
-        why = (
-            f"{backward} ms a micro-batch, {communication} communication, {update} update"
-        )
+        why = f"{backward} ms a micro-batch, {communication} communication, {update} update"
         yield (
             "seconds",
             "1",

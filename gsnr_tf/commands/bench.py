@@ -10,7 +10,7 @@ from pathlib import Path
 import rich
 
 from gsnr_tf import launch
-from gsnr_tf.benchmarks import report, sandbox, soak_sandbox
+from gsnr_tf.benchmarks import sandbox, soak_sandbox, tables
 from gsnr_tf.commands import argument_types
 from gsnr_tf.commands.argument_types import delay, elements, positive
 from gsnr_tf.rules import registry
@@ -76,9 +76,7 @@ def _step(args):
     contenders = (2 if args.rule == "lars" else 3) + len(args.dtypes)
     for ranks in args.np:
         jobs = [("step", arguments)]
-        jobs += [
-            ("memory", [*arguments, f"--contender={number}"]) for number in range(contenders)
-        ]
+        jobs += [("memory", [*arguments, f"--contender={number}"]) for number in range(contenders)]
         for module, given in jobs:
             code = launch.on_ranks(ranks, f"gsnr_tf.benchmarks.{module}", given)
             if code:
@@ -129,8 +127,7 @@ def _network(args):
     per_host = args.ranks_per_host
     if per_host < 1 or any(n % per_host or n == per_host for n in args.np):
         args.refuse(
-            "--np must be 2 or more times --ranks-per-host. "
-            f"Received: {args.np} and {per_host}"
+            f"--np must be 2 or more times --ranks-per-host. Received: {args.np} and {per_host}"
         )
     refusal = sandbox.why_not()
     if refusal:
@@ -159,7 +156,7 @@ def _network(args):
 
 def _show(told, args, answers):
     if "rows" in told:
-        rich.print(report.network_table(told), "", sep="\n")
+        rich.print(tables.network_table(told), "", sep="\n")
         answers.append(told)
     elif not answers and not told["can_delay"] and any(args.delays):
         print("This kernel has no netem, so delay is left out.\n")

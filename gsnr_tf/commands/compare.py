@@ -2,7 +2,8 @@
 
 All contenders at a batch size try the same learning rates and values of a regularizer
 with the same seeds; what is behind stops early. The validation split chooses, and what was
-chosen is scored on the test split and compared with base seed by seed. A study that was interrupted goes on where it was when the same command is given again.
+chosen is scored on the test split and compared with base seed by seed. A study that was
+interrupted goes on where it was when the same command is given again.
 """
 
 import argparse
@@ -63,9 +64,9 @@ def run(args):
     from rich.console import Console
 
     from gsnr_tf.compare.progress import StudyProgress
-    from gsnr_tf.compare.report import finish, plan
     from gsnr_tf.compare.settings import Settings, check
     from gsnr_tf.compare.study import Study
+    from gsnr_tf.compare.study_report import finish, plan
     from gsnr_tf.compare.task import checked, load_task
     from gsnr_tf.compare.workers import WorkerFailed
 

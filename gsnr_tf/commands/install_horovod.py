@@ -15,9 +15,7 @@ SCRIPT = Path(launch.__file__).with_name("install_horovod.sh")
 
 
 def add_arguments(parser):
-    parser.add_argument(
-        "--gpu", action="store_true", help="for NVIDIA GPUs; needs nvcc and NCCL"
-    )
+    parser.add_argument("--gpu", action="store_true", help="for NVIDIA GPUs; needs nvcc and NCCL")
     parser.add_argument(
         "--rebuild", action="store_true", help="also where a wheel is kept from before"
     )

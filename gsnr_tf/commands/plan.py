@@ -43,9 +43,7 @@ def _compute(args):
     """Seconds of a pass, told in one of two ways."""
     rate, batch = args.examples_per_second, args.batch
     if (rate is None) != (batch is None):
-        args.refuse(
-            "--examples-per-second and --batch, a worker's in a step, go together"
-        )
+        args.refuse("--examples-per-second and --batch, a worker's in a step, go together")
     if (args.compute is None) == (rate is None) and not (args.calibrate and args.check):
         args.refuse("tell the speed of a worker: --compute, or --examples-per-second")
     return args.compute or (batch / rate if rate else 0.0)
@@ -85,7 +83,7 @@ def _measured(paths):
 
 
 def run(args):
-    from gsnr_tf.planning import calibrate, cost, plan, report
+    from gsnr_tf.planning import calibrate, cost, plan, plan_tables
 
     if args.check and not args.calibrate:
         args.refuse("--check needs --calibrate, the measurements to learn from")
@@ -93,17 +91,17 @@ def run(args):
     costs = cost.Costs()
     if args.calibrate:
         fitted = calibrate.fit(_measured(args.calibrate))
-        rich.print(report.costs_table(fitted), "", sep="\n")
+        rich.print(plan_tables.costs_table(fitted), "", sep="\n")
         if args.check:
             compared = calibrate.compare(fitted, _measured(args.check))
-            rich.print(report.comparison_table(compared))
+            rich.print(plan_tables.comparison_table(compared))
             return 0
         costs = fitted.costs
     rows = plan.rows(job, cluster, costs)
-    for table in report.plan_tables(rows):
+    for table in plan_tables.plan_tables(rows):
         rich.print(table, "", sep="\n")
     for sentence in plan.advice(rows, job, cluster):
-        print(report.wrapped(sentence))
+        print(plan_tables.wrapped(sentence))
     if args.plot is None:
         return 0
     from gsnr_tf.planning import plot

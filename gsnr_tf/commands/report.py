@@ -15,10 +15,10 @@ def add_arguments(parser):
 
 def run(args):
     # Drawing takes matplotlib, which training does not.
-    from gsnr_tf.monitor import report
+    from gsnr_tf.monitor import run_report
 
     try:
-        path = report.write(args.folder, args.output)
+        path = run_report.write(args.folder, args.output)
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 1

@@ -25,9 +25,7 @@ def add_arguments(parser):
         help="number of ranks (all that the hosts have room for)",
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--hosts", metavar="H1:4,H2:4", help="hosts, and room for how many ranks"
-    )
+    where.add_argument("--hosts", metavar="H1:4,H2:4", help="hosts, and room for how many ranks")
     where.add_argument("--hostfile", metavar="FILE", help="lines such as `node1 slots=4`")
     where.add_argument(
         "--host-discovery-script",
@@ -35,12 +33,8 @@ def add_arguments(parser):
         help="makes the job elastic: a program that prints the hosts there are now",
     )
     elastic = parser.add_argument_group("elastic jobs")
-    elastic.add_argument(
-        "--min-np", type=int, metavar="N", help="wait below this many ranks"
-    )
-    elastic.add_argument(
-        "--max-np", type=int, metavar="N", help="take no more ranks than this"
-    )
+    elastic.add_argument("--min-np", type=int, metavar="N", help="wait below this many ranks")
+    elastic.add_argument("--max-np", type=int, metavar="N", help="take no more ranks than this")
     elastic.add_argument(
         "--slots-per-host",
         type=int,

@@ -17,9 +17,7 @@ def add_arguments(parser):
         "--seconds", type=float, default=600, help="limit of a trial (default: 600)"
     )
     parser.add_argument("script", help="the job: a Python script")
-    parser.add_argument(
-        "arguments", nargs=argparse.REMAINDER, help="what the script is given"
-    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the script is given")
 
 
 def run(args):
@@ -63,7 +61,7 @@ def _tell(result):
 
 
 def _write(source, folder, found):
-    from gsnr_tf.engine.trial import merged
+    from gsnr_tf.engine.tune_trial import merged
 
     values = merged(json.loads(source.read_text(encoding="utf-8")), found.changes)
     values["autotuning"]["enabled"] = False

@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import ticker
 
-from gsnr_tf.compare.summary import spread
+from gsnr_tf.compare.summary import std
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; marks tell them apart
 # in black and white.
@@ -42,18 +42,14 @@ def results(found, optimizer, metric):
     better = "train − test" if own[0].higher_is_better else "test − train"
     _with_bars(axes[0, 1], own, looks, lambda o: o.gaps, f"Gap of {metric}: {better}")
     _to_target(axes[1, 0], own, looks, "update", "Updates to the target (median)")
-    _to_target(
-        axes[1, 1], own, looks, "seconds", "Seconds of training to the target (median)"
-    )
+    _to_target(axes[1, 1], own, looks, "seconds", "Seconds of training to the target (median)")
     for axis in axes.flat:
         _batch_axis(axis, own)
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center",
         ncols=2, frameon=False,
     )  # fmt: skip
-    figure.suptitle(
-        f"{optimizer}: mean and standard deviation over {len(own[0].runs)} seeds"
-    )
+    figure.suptitle(f"{optimizer}: mean and standard deviation over {len(own[0].runs)} seeds")
     return figure
 
 
@@ -84,7 +80,7 @@ def _with_bars(axis, own, looks, values, label):
         axis.errorbar(
             [outcome.batch * shift for outcome in line],
             [mean(values(outcome)) for outcome in line],
-            yerr=[spread(values(outcome)) or 0 for outcome in line],
+            yerr=[std(values(outcome)) or 0 for outcome in line],
             label=name, capsize=3, markersize=6, **looks[name],
         )  # fmt: skip
     axis.set_ylabel(label)
@@ -136,9 +132,7 @@ def rates(found, optimizer, metric):
             _curve(axis, outcome, looks[outcome.contender])
         # What fails altogether would press the rest flat: cut off the worst third.
         good = [s for o in here for s in o.rates.values() if s is not None]
-        best = sorted(good, reverse=own[0].higher_is_better)[
-            : max(2, 2 * len(good) // 3)
-        ]
+        best = sorted(good, reverse=own[0].higher_is_better)[: max(2, 2 * len(good) // 3)]
         if best:
             margin = 0.1 * (max(best) - min(best)) or 0.01
             axis.set_ylim(min(best) - margin, max(best) + margin)
@@ -158,9 +152,7 @@ def rates(found, optimizer, metric):
 
 def _curve(axis, outcome, look):
     points = sorted((r, s) for r, s in outcome.rates.items() if s is not None)
-    axis.plot(
-        *zip(*points), label=outcome.contender, markersize=4, **look
-    ) if points else None
+    axis.plot(*zip(*points), label=outcome.contender, markersize=4, **look) if points else None
     chosen = outcome.rates[outcome.learning_rate]
     if chosen is not None:
         axis.plot(

@@ -9,7 +9,6 @@ from gsnr_tf.compare.contenders import RULES, Contender, contenders_of, parse_fo
 from gsnr_tf.compare.task import check_regularizer
 from gsnr_tf.compare.training import updates_of
 
-
 # With more, each would have to be far ahead to be told from chance.
 NAMED = 6
 
@@ -128,9 +127,7 @@ def check(settings, task, data):
     check_regularizer(task)
     for rule in settings.optimizers:
         if rule not in RULES:
-            raise ValueError(
-                f"The optimizers are {', '.join(RULES)}. Received: {rule!r}"
-            )
+            raise ValueError(f"The optimizers are {', '.join(RULES)}. Received: {rule!r}")
     for cell in settings.cells():
         k = cell.contender.samples
         if k < 2 or k % settings.ranks:

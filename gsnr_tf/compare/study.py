@@ -42,7 +42,7 @@ class Group:
     def state(self):
         """The `race.State` now; it is decided anew only when a stage is over."""
         now = self._state
-        if now is None or not now.runs and now.stage != "done":
+        if now is None or (not now.runs and now.stage != "done"):
             self._state = race.state(self.plan, self.known)
         return self._state
 

@@ -211,7 +211,7 @@ def _key(outcome):
     return outcome.optimizer, outcome.batch, outcome.contender, outcome.samples
 
 
-def spread(values):
+def std(values):
     """Sample standard deviation; `None` of a single value."""
     return stdev(values) if len(values) > 1 else None
 
@@ -316,7 +316,7 @@ def cautions(found):
             yield f"{name}: {outcome.diverged} of {len(outcome.runs)} seeds diverged."
 
 
-def with_spread(values, digits=4):
+def with_std(values, digits=4):
     """ "0.7797 ± 0.0008", or the mean alone of a single value."""
     if not values:
         return "diverged"

@@ -136,9 +136,7 @@ def load_task(path, size="default"):
         )
     found = _tasks_in(file)
     if name and name not in found:
-        raise ValueError(
-            f"{file} has no task {name!r}. It has: {', '.join(found) or 'none'}."
-        )
+        raise ValueError(f"{file} has no task {name!r}. It has: {', '.join(found) or 'none'}.")
     if not name and len(found) != 1:
         raise ValueError(
             f"{file} defines {len(found)} subclasses of gsnr_tf.compare.Task"

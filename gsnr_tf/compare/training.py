@@ -167,9 +167,7 @@ class Trainer:
     def _update_by_all_samples(self, samples):
         def one(index):
             rows = samples[index]
-            batch = tf.nest.map_structure(
-                lambda column: tf.gather(column, rows), self._train
-            )
+            batch = tf.nest.map_structure(lambda column: tf.gather(column, rows), self._train)
             self._model.train_step(batch)
             return index + 1
 

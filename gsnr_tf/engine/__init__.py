@@ -6,7 +6,7 @@ from gsnr_tf._lazy import lazy_names
 from gsnr_tf.engine.config import Config
 from gsnr_tf.engine.errors import ConfigError
 from gsnr_tf.engine.explain import explain
-from gsnr_tf.engine.reading import read, schema
+from gsnr_tf.engine.load import read, schema
 
 if TYPE_CHECKING:
     from gsnr_tf.engine.engine import Engine, initialize
@@ -14,6 +14,4 @@ if TYPE_CHECKING:
 __all__ = ["Config", "ConfigError", "Engine", "explain", "initialize", "read", "schema"]
 
 # The configuration is read and checked without TensorFlow, which a job needs.
-__getattr__, __dir__ = lazy_names(
-    __name__, {"gsnr_tf.engine.engine": ("Engine", "initialize")}
-)
+__getattr__, __dir__ = lazy_names(__name__, {"gsnr_tf.engine.engine": ("Engine", "initialize")})

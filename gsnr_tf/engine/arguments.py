@@ -30,7 +30,7 @@ def sound_samples(kwargs):
     return SOUND_SAMPLES[kwargs.get("estimator", "paper")]
 
 
-def in_keras_words(params):
+def keras_arguments(params):
     """DeepSpeed's `lr`, `betas` and `eps` under Keras' names.
 
     Raises:
@@ -77,13 +77,11 @@ def check_optimizer(name, params, make=True):
             f"type {name!r} is unknown.{nearest(name, signatures.optimizers())} "
             f"Known: {', '.join(signatures.optimizers())}."
         )
-    words = in_keras_words(params)
+    words = keras_arguments(params)
     if set(words) - set(rule.arguments):
         # The installed Keras may be newer, and know more.
         rule = signatures.signature_of(signatures.installed_class(name))
-    _check_params(
-        rule, words, deepspeed.OPTIMIZER_PARAMS, [*deepspeed.OPTIMIZER_ARGUMENTS]
-    )
+    _check_params(rule, words, deepspeed.OPTIMIZER_PARAMS, [*deepspeed.OPTIMIZER_ARGUMENTS])
     _check_kinds(rule, params, deepspeed.OPTIMIZER_ARGUMENTS)
     if not make:
         return
@@ -141,9 +139,7 @@ def _check_params(rule, params, unsupported, more=()):
         if key in _ELSEWHERE:
             raise ValueError(f"params.{key}: {_ELSEWHERE[key]}.")
         if key in unsupported:
-            raise ValueError(
-                f"params.{key} of DeepSpeed is not supported: {unsupported[key]}."
-            )
+            raise ValueError(f"params.{key} of DeepSpeed is not supported: {unsupported[key]}.")
         raise ValueError(
             f"params.{key} is unknown.{nearest(key, [*known, *more])} "
             f"{rule.name} takes: {', '.join(known)}."
@@ -158,8 +154,8 @@ def _check_kinds(rule, params, other_names=()):
     """Raises ValueError for what is not a number, or not true or false, and must be."""
     defaults = rule.arguments
     for key, value in params.items():
-        name = other_names[key] if key in other_names else key
-        if name not in defaults or value is None and defaults[name] is None:
+        name = other_names.get(key, key)
+        if name not in defaults or (value is None and defaults[name] is None):
             continue
         default = defaults[name]
         needed = default is signatures.REQUIRED
@@ -171,8 +167,7 @@ def _check_kinds(rule, params, other_names=()):
             continue
         if value == "auto":
             raise ValueError(
-                f"params.{key}: 'auto' is not filled in by anyone here. Write the"
-                " value."
+                f"params.{key}: 'auto' is not filled in by anyone here. Write the value."
             )
         if not fits:
             raise ValueError(f"params.{key} must be {kind}. Received: {value!r}")
@@ -206,15 +201,12 @@ def check_together(config):
             raise ValueError(
                 f"{key}={value!r} needs an optimizer of the GSNR family, and "
                 f"{rule.name} is Keras' own. Take one of "
-                f"{', '.join(registry.BY_OPTIMIZER)} with gsnr.gamma 1 and gsnr.ceiling 1, which are the plain "
-                f"rules, or leave {key} out."
+                f"{', '.join(registry.BY_OPTIMIZER)} with gsnr.gamma 1 and gsnr.ceiling 1, "
+                f"which are the plain rules, or leave {key} out."
             )
-    if config.gradient_clipping and {"clipnorm", "clipvalue"} & set(
-        config.optimizer.params
-    ):
+    if config.gradient_clipping and {"clipnorm", "clipvalue"} & set(config.optimizer.params):
         raise ValueError(
-            "gradient_clipping excludes clipnorm and clipvalue in optimizer.params;"
-            " keep one."
+            "gradient_clipping excludes clipnorm and clipvalue in optimizer.params; keep one."
         )
 
 

@@ -92,8 +92,7 @@ def check_room(batch, largest):
 
 def _told(given):
     return "Received: " + ", ".join(
-        f"{name}={'(not given)' if size is None else size}"
-        for name, size in zip(_NAMES, given)
+        f"{name}={'(not given)' if size is None else size}" for name, size in zip(_NAMES, given)
     )
 
 

@@ -47,9 +47,7 @@ class Optimizer(Section):
         description="Name of the optimizer.",
         examples=["GSNRLamb"],
         # Others that the installed Keras has are let through.
-        json_schema_extra={
-            "anyOf": [{"enum": [*signatures.optimizers()]}, {"type": "string"}]
-        },
+        json_schema_extra={"anyOf": [{"enum": [*signatures.optimizers()]}, {"type": "string"}]},
     )
     params: dict[str, Any] = Field(
         default={},
@@ -102,18 +100,14 @@ class FP16(Section):
     loss_scale: float = Field(
         default=0.0,
         ge=0,
-        description=(
-            "Factor of the loss. 0 is a dynamic scale, which the other keys shape."
-        ),
+        description=("Factor of the loss. 0 is a dynamic scale, which the other keys shape."),
     )
     initial_scale_power: Natural = Field(
         default=16, le=127, description="The dynamic scale begins at 2 to this power."
     )
     loss_scale_window: Count = Field(
         default=1000,
-        description=(
-            "After so many updates in a row without an overflow the scale doubles."
-        ),
+        description=("After so many updates in a row without an overflow the scale doubles."),
     )
     hysteresis: Count = Field(
         default=2,
@@ -177,9 +171,7 @@ class Sink(Section):
     """Common to `tensorboard` and `csv_monitor`."""
 
     enabled: bool = Field(default=False, description="Whether to write.")
-    output_path: str = Field(
-        default="runs", description="Folder.", examples=["runs/movielens"]
-    )
+    output_path: str = Field(default="runs", description="Folder.", examples=["runs/movielens"])
     job_name: str = Field(
         default="train", description="Name of the job, a folder inside `output_path`."
     )
@@ -225,9 +217,7 @@ class Autotuning(Section):
     estimator.
     """
 
-    enabled: bool = Field(
-        default=False, description="Whether `gsnr-tf tune` may search."
-    )
+    enabled: bool = Field(default=False, description="Whether `gsnr-tf tune` may search.")
     results_dir: str = Field(
         default="autotuning_results",
         description="Folder for the trials and the configuration that was found.",
@@ -235,9 +225,7 @@ class Autotuning(Section):
     start_profile_step: Count = Field(
         default=3, description="After this update the clock of a trial begins."
     )
-    end_profile_step: Count = Field(
-        default=8, description="After this update a trial ends."
-    )
+    end_profile_step: Count = Field(default=8, description="After this update a trial ends.")
     num_tuning_micro_batch_sizes: Count = Field(
         default=6,
         description="Micro-batches that are tried at most, from small to large.",
@@ -368,16 +356,14 @@ class Config(Section):
     train_micro_batch_size_per_gpu: Count | None = Field(
         default=None,
         description=(
-            "Examples that one rank computes at once. Each micro-batch is a sample "
-            "of the gradient."
+            "Examples that one rank computes at once. Each micro-batch is a sample of the gradient."
         ),
         examples=[512],
     )
     gradient_accumulation_steps: Count | None = Field(
         default=None,
         description=(
-            "Micro-batches of a rank to an update. 1 where only one of the other "
-            "two is given."
+            "Micro-batches of a rank to an update. 1 where only one of the other two is given."
         ),
         examples=[2],
     )
@@ -387,8 +373,7 @@ class Config(Section):
         default=0.0,
         ge=0,
         description=(
-            "Largest 2-norm of the gradient, over all variables and all ranks. 0 "
-            "does not clip."
+            "Largest 2-norm of the gradient, over all variables and all ranks. 0 does not clip."
         ),
         examples=[1.0],
     )

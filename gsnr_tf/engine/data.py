@@ -114,7 +114,7 @@ def makes_its_own_batches(data):
     return isinstance(data, keras.utils.PyDataset) or hasattr(data, "__next__")
 
 
-def take_apart(data, batch):
+def split_micro_batches(data, batch):
     """The micro-batches of one rank's rows of a training batch, a list of tuples.
 
     Raises:
@@ -158,15 +158,12 @@ def split_off(share, *arrays):
             f"x={arrays[0]!r}. Use validation_data."
         )
     if not 0 < share < 1:
-        raise ValueError(
-            f"validation_split must be in (0, 1). Received: validation_split={share}"
-        )
+        raise ValueError(f"validation_split must be in (0, 1). Received: validation_split={share}")
     at = int(_rows([a for a in arrays if a is not None]) * (1 - share))
 
     def rows(part):
         return tuple(
-            None if a is None else tf.nest.map_structure(lambda x: x[part], a)
-            for a in arrays
+            None if a is None else tf.nest.map_structure(lambda x: x[part], a) for a in arrays
         )
 
     return rows(slice(None, at)), rows(slice(at, None))

@@ -1,23 +1,13 @@
 """DeepSpeed's keys that have no counterpart here, and what to do instead."""
 
-_STAGE_3 = (
-    "parameters are not divided between ranks (ZeRO stage 3); use stage 2 and leave"
-    " it out"
-)
+_STAGE_3 = "parameters are not divided between ranks (ZeRO stage 3); use stage 2 and leave it out"
 _OFFLOAD = (
     "nothing is moved to the host or to disk; use stage 2, which divides optimizer"
     " state by the number of ranks, and leave it out"
 )
-_TUNED = (
-    "it changes speed in DeepSpeed, never results, and has no meaning here; leave"
-    " it out"
-)
-_COMPRESSED = (
-    "gradients are not quantized; `communication_data_type` chooses what travels"
-)
-_ONE_BIT = (
-    "1-bit optimizers do not exist here; use 'GSNRLamb', 'GSNRAdam', 'Lamb' or 'Adam'"
-)
+_TUNED = "it changes speed in DeepSpeed, never results, and has no meaning here; leave it out"
+_COMPRESSED = "gradients are not quantized; `communication_data_type` chooses what travels"
+_ONE_BIT = "1-bit optimizers do not exist here; use 'GSNRLamb', 'GSNRAdam', 'Lamb' or 'Adam'"
 _MODEL = "the model is Keras' to define; put it into the model and leave it out"
 
 # Dotted path of a key -> advice. A path ends the search: what is below it is not looked
@@ -25,9 +15,7 @@ _MODEL = "the model is Keras' to define; put it into the model and leave it out"
 UNSUPPORTED = {
     "amp": "Apex AMP does not exist for Keras; use `fp16` or `bf16`",
     "bfloat16": "its name here is `bf16`",
-    "prescale_gradients": (
-        "gradients are averaged in float32 and cannot overflow; leave it out"
-    ),
+    "prescale_gradients": ("gradients are averaged in float32 and cannot overflow; leave it out"),
     "gradient_predivide_factor": "gradients are averaged in float32; leave it out",
     "sparse_gradients": (
         "sparse gradients of embeddings are recognised by themselves; leave it out"
@@ -37,39 +25,24 @@ UNSUPPORTED = {
         "an epoch is a whole number of updates, always: the engine drops "
         "the rest and shuffles again; leave it out"
     ),
-    "dump_state": (
-        "`gsnr-tf config check FILE --np N` prints the resolved configuration"
-    ),
+    "dump_state": ("`gsnr-tf config check FILE --np N` prints the resolved configuration"),
     "memory_breakdown": "`flops_profiler` tells the memory of each rank",
     "activation_checkpointing": (
         "wrap layers in keras.RematScope where the model is made, and leave it out"
     ),
     "sparse_attention": _MODEL,
     "data_efficiency": "sample and route in the tf.data pipeline, and leave it out",
-    "curriculum_learning": (
-        "order the examples in the tf.data pipeline, and leave it out"
-    ),
+    "curriculum_learning": ("order the examples in the tf.data pipeline, and leave it out"),
     "progressive_layer_drop": _MODEL,
     "eigenvalue": _MODEL,
     "pipeline": "models are not divided into stages; leave it out",
     "tensor_parallel": "models are not divided between ranks; leave it out",
     "hybrid_engine": "there is no inference engine; use model.predict",
-    "compression_training": (
-        "quantize with model.quantize after training, and leave it out"
-    ),
-    "quantize_training": (
-        "quantize with model.quantize after training, and leave it out"
-    ),
-    "weight_quantization": (
-        "quantize with model.quantize after training, and leave it out"
-    ),
-    "wandb": (
-        "use `tensorboard` or `csv_monitor`, or pass W&B's Keras callback to engine.fit"
-    ),
-    "comet": (
-        "use `tensorboard` or `csv_monitor`, or pass Comet's Keras callback to"
-        " engine.fit"
-    ),
+    "compression_training": ("quantize with model.quantize after training, and leave it out"),
+    "quantize_training": ("quantize with model.quantize after training, and leave it out"),
+    "weight_quantization": ("quantize with model.quantize after training, and leave it out"),
+    "wandb": ("use `tensorboard` or `csv_monitor`, or pass W&B's Keras callback to engine.fit"),
+    "comet": ("use `tensorboard` or `csv_monitor`, or pass Comet's Keras callback to engine.fit"),
     "elasticity": (
         "fix `train_batch_size` and `train_micro_batch_size_per_gpu` and leave "
         "`gradient_accumulation_steps` out: it then follows the number of ranks"
@@ -81,31 +54,21 @@ UNSUPPORTED = {
     ),
     "data_types": "gradients are accumulated in float32; leave it out",
     "aio": _OFFLOAD,
-    "nebula": (
-        "checkpoints go to the folder that is given to save_checkpoint; leave it out"
-    ),
+    "nebula": ("checkpoints go to the folder that is given to save_checkpoint; leave it out"),
     "timers": "`wall_clock_breakdown` prints the times",
     "graph_harvesting": "train steps are TensorFlow graphs already; leave it out",
-    "zero_allow_untested_optimizer": (
-        "every optimizer of the family can be divided; leave it out"
-    ),
+    "zero_allow_untested_optimizer": ("every optimizer of the family can be divided; leave it out"),
     "zero_force_ds_cpu_optimizer": _OFFLOAD,
     "seq_parallel_communication_data_type": "sequences are not divided; leave it out",
-    "use_data_before_expert_parallelism": (
-        "there is no expert parallelism; leave it out"
-    ),
+    "use_data_before_expert_parallelism": ("there is no expert parallelism; leave it out"),
     "vocabulary_size": _MODEL,
     "fp16.auto_cast": "Keras casts inputs by itself; leave it out",
-    "fp16.consecutive_hysteresis": (
-        "hysteresis refills when the scale grows; leave it out"
-    ),
+    "fp16.consecutive_hysteresis": ("hysteresis refills when the scale grows; leave it out"),
     "fp16.fp16_master_weights_and_grads": "variables stay float32; leave it out",
     "bf16.immediate_grad_update": "variables stay float32; leave it out",
     "optimizer.legacy_fusion": _TUNED,
     "zero_optimization.allgather_partitions": _TUNED,
-    "zero_optimization.allgather_bucket_size": (
-        "`reduce_bucket_size` serves both directions"
-    ),
+    "zero_optimization.allgather_bucket_size": ("`reduce_bucket_size` serves both directions"),
     "zero_optimization.overlap_comm": _TUNED,
     "zero_optimization.reduce_scatter": _TUNED,
     "zero_optimization.contiguous_gradients": _TUNED,
@@ -118,9 +81,7 @@ UNSUPPORTED = {
     "zero_optimization.log_trace_cache_warnings": _TUNED,
     "zero_optimization.memory_efficient_linear": _MODEL,
     "zero_optimization.load_from_fp32_weights": "variables are float32; leave it out",
-    "zero_optimization.elastic_checkpoint": (
-        "any number of ranks may load; leave it out"
-    ),
+    "zero_optimization.elastic_checkpoint": ("any number of ranks may load; leave it out"),
     "zero_optimization.ignore_unused_parameters": (
         "variables without a gradient are left alone; leave it out"
     ),
@@ -141,15 +102,9 @@ UNSUPPORTED = {
     "autotuning.overwrite": "trials are written anew each time; leave it out",
     "autotuning.metric": "it is throughput; leave it out",
     "autotuning.metric_path": "it is throughput; leave it out",
-    "autotuning.fast": (
-        "stages other than the configuration's are not tried; leave it out"
-    ),
-    "autotuning.max_train_batch_size": (
-        "`train_batch_size` stays as it is; leave it out"
-    ),
-    "autotuning.min_train_batch_size": (
-        "`train_batch_size` stays as it is; leave it out"
-    ),
+    "autotuning.fast": ("stages other than the configuration's are not tried; leave it out"),
+    "autotuning.max_train_batch_size": ("`train_batch_size` stays as it is; leave it out"),
+    "autotuning.min_train_batch_size": ("`train_batch_size` stays as it is; leave it out"),
     "autotuning.mp_size": "models are not divided between ranks; leave it out",
     "autotuning.tuner_type": "there are few trials, and all are made; leave it out",
     "autotuning.tuner_early_stopping": (
@@ -158,24 +113,12 @@ UNSUPPORTED = {
     "autotuning.tuner_num_trials": "use `num_tuning_micro_batch_sizes`",
     "autotuning.arg_mappings": "the engine reads the sizes of a trial by itself",
     "autotuning.model_info": "nothing needs to be known of the model; leave it out",
-    "autotuning.model_info_path": (
-        "nothing needs to be known of the model; leave it out"
-    ),
-    "autotuning.max_train_micro_batch_size_per_gpu": (
-        "use `num_tuning_micro_batch_sizes`"
-    ),
-    "autotuning.min_train_micro_batch_size_per_gpu": (
-        "use `num_tuning_micro_batch_sizes`"
-    ),
-    "flops_profiler.module_depth": (
-        "operations are counted of the whole train step; leave it out"
-    ),
-    "flops_profiler.top_modules": (
-        "operations are counted of the whole train step; leave it out"
-    ),
-    "flops_profiler.detailed": (
-        "operations are counted of the whole train step; leave it out"
-    ),
+    "autotuning.model_info_path": ("nothing needs to be known of the model; leave it out"),
+    "autotuning.max_train_micro_batch_size_per_gpu": ("use `num_tuning_micro_batch_sizes`"),
+    "autotuning.min_train_micro_batch_size_per_gpu": ("use `num_tuning_micro_batch_sizes`"),
+    "flops_profiler.module_depth": ("operations are counted of the whole train step; leave it out"),
+    "flops_profiler.top_modules": ("operations are counted of the whole train step; leave it out"),
+    "flops_profiler.detailed": ("operations are counted of the whole train step; leave it out"),
     "flops_profiler.recompute_fwd_factor": (
         "what is recomputed is in the graph, and counted; leave it out"
     ),
@@ -221,9 +164,7 @@ OPTIMIZER_PARAMS = {
 }
 
 SCHEDULER_PARAMS = {
-    "last_batch_iteration": (
-        "load_checkpoint restores the number of updates; leave it out"
-    ),
+    "last_batch_iteration": ("load_checkpoint restores the number of updates; leave it out"),
     "cycle_momentum": "momentum stays what the optimizer was given; leave it out",
     "cycle_min_mom": "momentum stays what the optimizer was given; leave it out",
     "cycle_max_mom": "momentum stays what the optimizer was given; leave it out",

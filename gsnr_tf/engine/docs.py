@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gsnr_tf.engine import deepspeed
 from gsnr_tf.engine.config import Config
-from gsnr_tf.engine.reading import section_of
+from gsnr_tf.engine.load import section_of
 
 FOLDER = Path(__file__).with_name("docs")
 _MARK = "<!-- Written by `gsnr-tf config docs` from gsnr_tf/engine; do not edit. -->"
@@ -78,8 +78,7 @@ def _schedules():
     from gsnr_tf.schedules import DEEPSPEED as SCHEDULES
 
     return "".join(
-        f"\n## {name}\n\n```text\n{inspect.getdoc(rule)}\n```\n"
-        for name, rule in SCHEDULES.items()
+        f"\n## {name}\n\n```text\n{inspect.getdoc(rule)}\n```\n" for name, rule in SCHEDULES.items()
     )
 
 

@@ -11,20 +11,20 @@ from gsnr_tf import comm
 from gsnr_tf.callbacks.consistency import check_consistency
 from gsnr_tf.callbacks.skipped import StatisticsGuard
 from gsnr_tf.callbacks.statistics import average_statistics
-from gsnr_tf.engine import agreement
+from gsnr_tf.engine import config_consensus
+from gsnr_tf.engine.batch_state import BatchState
 from gsnr_tf.engine.build import build_optimizer
 from gsnr_tf.engine.data import (
     Examples,
     makes_its_own_batches,
     specs_of,
+    split_micro_batches,
     split_off,
-    take_apart,
 )
 from gsnr_tf.engine.precision import set_precision
 from gsnr_tf.engine.preemption import Preemption
-from gsnr_tf.engine.progress import Progress, UpdateCallback
-from gsnr_tf.engine.trial import Trial
-from gsnr_tf.engine.updates import Updates
+from gsnr_tf.engine.reporting import Reporter, UpdateCallback
+from gsnr_tf.engine.tune_trial import TuneTrial
 from gsnr_tf.optimizers.inner import inner_optimizer
 from gsnr_tf.resilience import checkpoint
 
@@ -77,8 +77,8 @@ def initialize(
             "call it once on a batch, before gsnr_tf.initialize."
         )
     communicator = comm.choose("auto", tf.distribute.get_strategy())
-    trial = Trial.of_environment()
-    config = agreement.read(config, communicator, trial and trial.changes)
+    trial = TuneTrial.of_environment()
+    config = config_consensus.read(config, communicator, trial and trial.changes)
     batch = config.batch(communicator.workers)
     for enabled, policy in (
         (config.fp16.enabled, "mixed_float16"),
@@ -95,9 +95,7 @@ def initialize(
         auto_scale_loss=False,
         **{"jit_compile": "auto" if xla else False, **compile_arguments},
     )
-    return Engine(
-        model, config, batch, communicator, training_data, trial, preemption_dir
-    )
+    return Engine(model, config, batch, communicator, training_data, trial, preemption_dir)
 
 
 class Engine:
@@ -124,7 +122,7 @@ class Engine:
         self.config = config
         self._comm = communicator
         self._inner = inner_optimizer(self.optimizer)
-        self._updates = Updates(model, config, batch)
+        self._updates = BatchState(model, config, batch)
         self.optimizer.build(model.trainable_variables)
         self._updates.begin()
         self._broadcast = keras_callbacks.BroadcastGlobalVariablesCallback()
@@ -135,7 +133,7 @@ class Engine:
         if training_data is not None:
             self._data = self._examples(training_data)
         self._next = None
-        self._progress = Progress(self, self._inner.comm, trial)
+        self._progress = Reporter(self, self._inner.comm, trial)
         folder = None if self._progress.is_trial else preemption_dir
         self._preemption = Preemption(self, folder, communicator)
         self._preemption.begin()
@@ -195,9 +193,7 @@ class Engine:
             )
         self._next = None
         for span in self._preemption.spans(x, fit_arguments):
-            data, steps = self._training_batches(
-                x, y, sample_weight, shuffle, steps_per_epoch
-            )
+            data, steps = self._training_batches(x, y, sample_weight, shuffle, steps_per_epoch)
             specs = specs_of(data["x"], self._batch) if self._progress.profiles else None
             history = self.model.fit(
                 **data,
@@ -235,7 +231,7 @@ class Engine:
         Returns:
             The loss before the update, a float, the mean over micro-batches and ranks.
         """
-        parts = self._next_parts() if batch is None else take_apart(batch, self._batch)
+        parts = self._next_parts() if batch is None else split_micro_batches(batch, self._batch)
         losses = []
         self._guard.keep()
         for part in parts:
@@ -352,9 +348,7 @@ class Engine:
         found = checkpoint.load(load_dir, tag, self.model, self._comm, wanted)
         if found is None:
             if comm.rank() == 0:
-                warnings.warn(
-                    f"{load_dir} has no checkpoint: training begins.", stacklevel=2
-                )
+                warnings.warn(f"{load_dir} has no checkpoint: training begins.", stacklevel=2)
             return None, {}
         path, counters, client_state = found
         # All ranks have loaded: none needs to keep what it read for others.
@@ -392,9 +386,7 @@ class Engine:
         """The loss scale now, a float; `None` without `fp16`."""
         if not self.config.fp16.enabled:
             return None
-        return float(
-            getattr(self.optimizer, "dynamic_scale", self.config.fp16.loss_scale)
-        )
+        return float(getattr(self.optimizer, "dynamic_scale", self.config.fp16.loss_scale))
 
     def train_batch_size(self):
         """Examples of the next update, over all ranks."""
@@ -488,11 +480,7 @@ class Engine:
         if not gsnr.monitor_interval:
             return []
         examples = self._batch.micro * self._batch.ranks
-        return [
-            keras_callbacks.GSNRMonitor(
-                gsnr.monitor_path, gsnr.monitor_interval, examples
-            )
-        ]
+        return [keras_callbacks.GSNRMonitor(gsnr.monitor_path, gsnr.monitor_interval, examples)]
 
     def _check_same_validation(self, data):
         given = self._comm.gather(data is not None)
@@ -510,6 +498,5 @@ class Engine:
 
 
 _NO_DATA = (
-    "There is no data. Give gsnr_tf.initialize training_data=(x, y), or pass data to"
-    " this call."
+    "There is no data. Give gsnr_tf.initialize training_data=(x, y), or pass data to this call."
 )

@@ -21,7 +21,7 @@ def optimizer_keywords(config, batch):
         ConfigError: A key needs an argument that the optimizer does not have.
     """
     rule = signatures.optimizer(config.optimizer.type)
-    kwargs = arguments.in_keras_words(config.optimizer.params)
+    kwargs = arguments.keras_arguments(config.optimizer.params)
     if batch.accumulation > 1:
         kwargs["gradient_accumulation_steps"] = batch.accumulation
     if config.gradient_clipping:

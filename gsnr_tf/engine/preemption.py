@@ -51,9 +51,7 @@ class Preemption:
         """Restores the newest checkpoint of the folder; SIGTERM is a wish from now on."""
         if self._folder is None:
             return
-        found = together(
-            self._comm, lambda: checkpoint_files.locate(self._folder) is not None
-        )
+        found = together(self._comm, lambda: checkpoint_files.locate(self._folder) is not None)
         # All load where one sees something: that tells those who see nothing.
         if any(self._comm.gather(found, "gsnr.preemption")):
             path, state = self._engine.load_checkpoint(self._folder)
@@ -76,8 +74,7 @@ class Preemption:
         self._engine.save_checkpoint(self._folder, tag)
         if comm.rank() == 0:
             print(
-                f"Told to end: {self._folder / tag} is saved. Start the same command to"
-                " go on.",
+                f"Told to end: {self._folder / tag} is saved. Start the same command to go on.",
                 file=sys.stderr,
                 flush=True,
             )

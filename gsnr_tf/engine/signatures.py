@@ -94,11 +94,7 @@ def _installed():
     }
     ours = [vars(family)[name] for name in family.__all__]
     found.update(
-        {
-            r.__name__: r
-            for r in ours
-            if isinstance(r, type) and issubclass(r, GSNROptimizer)
-        }
+        {r.__name__: r for r in ours if isinstance(r, type) and issubclass(r, GSNROptimizer)}
     )
     return found
 

@@ -4,7 +4,7 @@ import json
 import signal
 from typing import NamedTuple
 
-from gsnr_tf.engine import arguments, signatures, trial
+from gsnr_tf.engine import arguments, signatures, tune_trial
 from gsnr_tf.engine.errors import ConfigError
 from gsnr_tf.engine.keywords import optimizer_keywords
 from gsnr_tf.launch import Background, Job
@@ -139,7 +139,7 @@ def run_trial(changes, ranks, command, folder, seconds):
             command=command,
             ranks=ranks,
             folder=output,
-            environment=trial.described(changes, report),
+            environment=tune_trial.described(changes, report),
             quiet=True,
             grace=_GRACE,
         )

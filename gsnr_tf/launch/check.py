@@ -53,9 +53,7 @@ def ask(host, paths, port=None, identity=None):
     if is_local(host):
         return probe.report(paths)
     # As the ranks will be started: by the same path, with the same search paths.
-    settings = [
-        f"{k}={os.environ[k]}" for k in ("PATH", "PYTHONPATH") if k in os.environ
-    ]
+    settings = [f"{k}={os.environ[k]}" for k in ("PATH", "PYTHONPATH") if k in os.environ]
     remote = shlex.join(["env", *settings, sys.executable, "-", *paths])
     try:
         ran = subprocess.run(
@@ -72,9 +70,7 @@ def ask(host, paths, port=None, identity=None):
     if ran.returncode == 255:
         return f"ssh: {_last_line(ran.stderr)}"
     if ran.returncode in (126, 127):
-        return (
-            f"{sys.executable} cannot be run there; ranks use the same path everywhere"
-        )
+        return f"{sys.executable} cannot be run there; ranks use the same path everywhere"
     try:
         # Shells greet, some also those who are no people.
         return json.loads(ran.stdout[ran.stdout.index("{") :])
@@ -140,13 +136,9 @@ def lacking(report):
     """What keeps a host from training, a sentence each."""
     versions, built_for = report["versions"], report["horovod_built_for"]
     problems = [f"{path} is not there" for path in report["missing"]]
-    problems += [
-        f"{name} is not installed" for name, v in versions.items() if v is None
-    ]
+    problems += [f"{name} is not installed" for name, v in versions.items() if v is None]
     if versions["Horovod"] and built_for is None:
-        problems.append(
-            f"Horovod was built without TensorFlow; build it with `{_INSTALL}`"
-        )
+        problems.append(f"Horovod was built without TensorFlow; build it with `{_INSTALL}`")
     elif versions["Horovod"] and versions["TensorFlow"] not in (None, built_for):
         problems.append(
             f"Horovod was built for TensorFlow {built_for}, and "

@@ -53,9 +53,7 @@ def facts():
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "tensorflows": [name for name in _TENSORFLOWS if probe.version(name)],
         "unmet": _unmet_requirements(),
-        "settings": {
-            name: value for name, value in os.environ.items() if _SETTINGS.match(name)
-        },
+        "settings": {name: value for name, value in os.environ.items() if _SETTINGS.match(name)},
     }
 
 
@@ -123,14 +121,14 @@ def problems(facts):
                 "unset TF_USE_LEGACY_KERAS",
             )
         )
-    if facts["gpus"] and not facts["visible_gpus"]:
-        if facts["settings"].get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
-            found.append(
-                (
-                    "There are GPUs, and TensorFlow sees none.",
-                    "pip install 'tensorflow[and-cuda]', and look at its messages",
-                )
+    hidden = facts["settings"].get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if facts["gpus"] and not facts["visible_gpus"] and not hidden:
+        found.append(
+            (
+                "There are GPUs, and TensorFlow sees none.",
+                "pip install 'tensorflow[and-cuda]', and look at its messages",
             )
+        )
     if facts["visible_gpus"] and versions["Horovod"] and not facts["horovod_error"]:
         if "nccl" not in facts["horovod_built_with"]:
             found.append(
@@ -168,8 +166,7 @@ def sections(facts):
         "Horovod",
         {
             "TensorFlow operations": f"for {built_for}" if built_for else "none",
-            "built with": ", ".join(facts["horovod_built_with"])
-            or "nothing that can be used",
+            "built with": ", ".join(facts["horovod_built_with"]) or "nothing that can be used",
         },
     )
     yield (

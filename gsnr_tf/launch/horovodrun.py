@@ -70,9 +70,7 @@ def forward(source, stream, prefix, index, with_time):
     while data:
         data = os.read(source.fileno(), 1 << 16)
         # A carriage return ends a line as well: that is how progress bars go on.
-        *lines, rest = re.split(
-            r"(?<=[\r\n])", rest + decoder.decode(data, final=not data)
-        )
+        *lines, rest = re.split(r"(?<=[\r\n])", rest + decoder.decode(data, final=not data))
         # The end of a line may be long in coming, or never come.
         if rest and (not data or len(rest) > _LONGEST_LINE):
             lines.append(f"{rest}\n")

@@ -14,9 +14,7 @@ class CannotStart(Exception):
 
 def _slots(text, where):
     if not re.fullmatch(r"\d+", text) or int(text) < 1:
-        raise CannotStart(
-            f"{where} has no number of ranks, 1 or more. Received: {text!r}"
-        )
+        raise CannotStart(f"{where} has no number of ranks, 1 or more. Received: {text!r}")
     return int(text)
 
 
@@ -26,13 +24,10 @@ def _entry(text, where, default=None):
     if not _NAME.fullmatch(name):
         raise CannotStart(f"{where} is no name of a host. Received: {name!r}")
     if rest:
-        found = re.fullmatch(
-            r"(?:slots\s*=\s*)?(\S+)(?:\s+max[-_]slots\s*=\s*\d+)?", rest[0]
-        )
+        found = re.fullmatch(r"(?:slots\s*=\s*)?(\S+)(?:\s+max[-_]slots\s*=\s*\d+)?", rest[0])
         if not found:
             raise CannotStart(
-                f"{where} must be like `{name} slots=4` or `{name}:4`. "
-                f"Received: {text!r}"
+                f"{where} must be like `{name} slots=4` or `{name}:4`. Received: {text!r}"
             )
         return name, _slots(found.group(1), where)
     if default is None:
@@ -71,9 +66,7 @@ def parse_file(path):
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise CannotStart(
-            f"The host file {path} cannot be read: {error.strerror}."
-        ) from None
+        raise CannotStart(f"The host file {path} cannot be read: {error.strerror}.") from None
     entries = []
     for number, line in enumerate(lines, start=1):
         line = line.partition("#")[0].strip()

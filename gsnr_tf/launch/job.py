@@ -69,9 +69,7 @@ class Job:
     environment: dict | None = None
     quiet: bool = False
     failure: str = dataclasses.field(default="", init=False)
-    _running: "_Running | None" = dataclasses.field(
-        default=None, init=False, repr=False
-    )
+    _running: "_Running | None" = dataclasses.field(default=None, init=False, repr=False)
     _stopped: bool = dataclasses.field(default=False, init=False, repr=False)
 
     def validate(self):
@@ -82,13 +80,11 @@ class Job:
                 raise CannotStart(f"A job has 1 rank or more. Received: {name}={value}")
         if not 0 <= self.grace < float("inf"):
             raise CannotStart(
-                "Ranks have 0 seconds or more to end in good order. "
-                f"Received: grace={self.grace}"
+                f"Ranks have 0 seconds or more to end in good order. Received: grace={self.grace}"
             )
         if self.max_restarts < 0:
             raise CannotStart(
-                "A job starts again 0 times or more. "
-                f"Received: max_restarts={self.max_restarts}"
+                f"A job starts again 0 times or more. Received: max_restarts={self.max_restarts}"
             )
         if self.discovery:
             self._validate_elastic()
@@ -104,9 +100,7 @@ class Job:
             room = sum(self.hosts.values())
             self.ranks = self.ranks or room
             if self.ranks > room:
-                raise CannotStart(
-                    f"{self.ranks} ranks do not fit: the hosts have room for {room}."
-                )
+                raise CannotStart(f"{self.ranks} ranks do not fit: the hosts have room for {room}.")
         script = Path(self.command[0])
         if self.command[0] != "-m" and not script.is_file():
             hint = ""
@@ -122,9 +116,7 @@ class Job:
             )
         self.ranks = self.ranks or self.min_ranks
         if self.ranks is None:
-            raise CannotStart(
-                "How many ranks shall an elastic job start with? Say --np 2."
-            )
+            raise CannotStart("How many ranks shall an elastic job start with? Say --np 2.")
         low, high = self.min_ranks or self.ranks, self.max_ranks or self.ranks
         if not low <= self.ranks <= high:
             raise CannotStart(
@@ -335,9 +327,7 @@ class _Running:
 
     def _stop(self, number, _):
         if self.received is None:
-            self._tell(
-                f"\nEnding the ranks, which have {self._grace:g} seconds for it...\n"
-            )
+            self._tell(f"\nEnding the ranks, which have {self._grace:g} seconds for it...\n")
             self.stop()
         self.received = number
 

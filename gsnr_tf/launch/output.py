@@ -113,9 +113,7 @@ class Output:
         no_hosts: Whether the job ended since it waited for hosts in vain.
     """
 
-    def __init__(
-        self, ranks, folder=None, only=None, append=False, *, quiet=False, elastic=False
-    ):
+    def __init__(self, ranks, folder=None, only=None, append=False, *, quiet=False, elastic=False):
         self.commit, self.no_hosts = None, False
         self._elastic = elastic
         self._mode = "a" if append else "w"
@@ -193,7 +191,7 @@ class Output:
         file.write(self._start(stream, name, rank) + text + end)
         file.flush()
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache  # noqa: B019 - as long as the job runs
     def _start(self, stream, name, rank):
         """What a line begins with, in the rank's color where it goes to a terminal."""
         console = self._consoles[stream]

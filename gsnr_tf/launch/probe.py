@@ -86,9 +86,7 @@ def report(paths=()):
     return {
         "versions": {
             "Python": platform.python_version(),
-            "TensorFlow": version(
-                "tensorflow_cpu", "tensorflow", "tensorflow_rocm", "tf_nightly"
-            ),
+            "TensorFlow": version("tensorflow_cpu", "tensorflow", "tensorflow_rocm", "tf_nightly"),
             "Keras": version("keras"),
             "Horovod": version("horovod"),
             "gsnr_tf": own_version(),

@@ -13,6 +13,7 @@ Imports nothing of gsnr_tf: horovodrun.py is run by its path and takes it from t
 
 import base64
 import collections
+import contextlib
 import hmac
 import http.server
 import io
@@ -81,9 +82,7 @@ class Rendezvous:
         """Starts to answer at an IPv4 address of this host; returns the port."""
         self._server = _Server((address, 0), _Handler)
         self._server.rendezvous = self
-        threading.Thread(
-            target=self._server.serve_forever, name="rendezvous", daemon=True
-        ).start()
+        threading.Thread(target=self._server.serve_forever, name="rendezvous", daemon=True).start()
         return self._server.server_port
 
     def init(self, slots):
@@ -117,9 +116,7 @@ class Rendezvous:
             host, _, local_rank = key.rpartition(":")
             addresses, secret = loads(base64.b64decode(value, validate=True))
             # Kept by the driver alone: whoever has the secret can talk to the rank.
-            self._driver.register_worker_server(
-                host, int(local_rank), addresses, secret
-            )
+            self._driver.register_worker_server(host, int(local_rank), addresses, secret)
             return
         with self._lock:
             self._values.setdefault(scope, {})[key] = value
@@ -181,10 +178,8 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 def _hang_up(request):
-    try:
+    with contextlib.suppress(OSError):
         request.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -225,9 +220,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(lambda *key: self.server.rendezvous.delete(*key) or b"")
 
     def do_PUT(self):
-        self._answer(
-            lambda *key: self.server.rendezvous.put(*key, self._body()) or b""
-        )
+        self._answer(lambda *key: self.server.rendezvous.put(*key, self._body()) or b"")
 
     def _body(self):
         length = int(self.headers["Content-Length"] or -1)

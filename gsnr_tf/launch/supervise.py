@@ -26,6 +26,7 @@ load TensorFlow once more for each rank.
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -148,10 +149,8 @@ class _Command:
         )
 
     def signal(self, number):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
-        except ProcessLookupError:
-            pass
 
     def end(self, *_):
         """Asks the command and its descendants to end, and makes them later."""
@@ -260,9 +259,7 @@ def main(arguments):
         return _run_rank(options.command, options.grace, options.alone)
     if options.ssh:
         grace = options.grace + _SSH_SECONDS
-        return _wait(
-            _run(options.command, dict(os.environ), grace, stdin=subprocess.PIPE)
-        )
+        return _wait(_run(options.command, dict(os.environ), grace, stdin=subprocess.PIPE))
     return _wait(_run(options.command, dict(os.environ), options.grace))
 
 

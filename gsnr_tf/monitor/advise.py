@@ -1,7 +1,7 @@
 """From a recorded run to the batch, the workers and the learning rate of the next."""
 
 import math
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,8 +39,8 @@ class Layout(NamedTuple):
     accumulation: int
     steps: float
     examples: float
-    seconds: Optional[float]
-    cost: Optional[float]
+    seconds: float | None
+    cost: float | None
 
 
 class Advice(NamedTuple):
@@ -69,7 +69,7 @@ class Advice(NamedTuple):
     learning_rate: float
     rate_factor: float
     rate_rule: str
-    times: Optional[tuple]
+    times: tuple | None
     notes: list
 
 
@@ -100,9 +100,7 @@ def advise(run, dearest=DEAREST):
         critical,
         now,
         best,
-        tuple(
-            _Weighing(run, end, dearest).best() for end in (critical.low, critical.high)
-        ),
+        tuple(_Weighing(run, end, dearest).best() for end in (critical.low, critical.high)),
         weigh.fastest_by_workers(),
         weigh.largest_parts() * weigh.micro,
         float(run.last("batch/learning_rate")),
@@ -130,20 +128,18 @@ def _sure_enough(run):
 
 
 def _too_wide(critical, noise, every):
-    made = noise_scale.progress(
-        noise.resampled_trace, noise.resampled_signal, noise.batch
-    ).sum(1)
+    made = noise_scale.progress(noise.resampled_trace, noise.resampled_signal, noise.batch).sum(1)
     centre = noise_scale.progress(noise.trace, noise.signal, noise.batch).sum()
-    spread, known = made.std(), math.isfinite(critical.high)
+    deviation, known = made.std(), math.isfinite(critical.high)
     if known:
         between = f"lies between {critical.low:,.0f} and {critical.high:,.0f} examples"
     else:
         # The largest signal that would not have been noticed.
-        centre = max(centre, 0) + 1.64 * spread
+        centre = max(centre, 0) + 1.64 * deviation
         between = f"is above {critical.low:,.0f} examples, and no more can be said"
     # The critical batch goes as 1/signal: 1.6/0.4 is the factor of 4 that is allowed.
     # The width falls as 1/√n.
-    needed = noise.records * (1.64 * spread / centre / 0.6) ** 2
+    needed = noise.records * (1.64 * deviation / centre / 0.6) ** 2
     # Where even the order is unknown, less than as much again will hardly show it.
     more = max(math.ceil(needed) - noise.records, 8 if known else noise.records)
     return (

@@ -106,7 +106,7 @@ def curves(run):
             axis.plot(*run.series(f"train/{name}"), color=BLUE, label="train")
             examples, values = run.series(f"validation/{name}")
             if len(values):
-                style = dict(color=ORANGE, marker="o", markersize=4, linestyle="--")
+                style = {"color": ORANGE, "marker": "o", "markersize": 4, "linestyle": "--"}
                 axis.plot(examples, values, label="validation", **style)
                 axis.legend()
             _of_examples(axis, ylabel=name)
@@ -133,9 +133,7 @@ def noise(run):
     value = np.array([e.value for e in estimates])
     shown = np.isfinite(value)
     top = 10 * np.max([*value[shown], *found.batch])
-    axis.plot(
-        found.examples[shown], value[shown], color=BLUE, marker="o", label="noise scale"
-    )
+    axis.plot(found.examples[shown], value[shown], color=BLUE, marker="o", label="noise scale")
     axis.fill_between(
         found.examples, low, np.minimum(high, top), color=BLUE, alpha=0.2, linewidth=0
     )
@@ -153,9 +151,7 @@ def noise(run):
             label="critical batch of the run",
         )
     examples, batch = run.series("batch/examples")
-    axis.step(
-        examples, batch, where="post", color=ORANGE, linewidth=2, label="batch in use"
-    )
+    axis.step(examples, batch, where="post", color=ORANGE, linewidth=2, label="batch in use")
     axis.set_yscale("log")
     _of_examples(axis, ylabel="Examples in an update")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -177,17 +173,13 @@ def gsnr_by_layer(run):
     examples, ratio = run.of_variables("ratio")
     _, norm = run.of_variables("gradient")
     signal = np.nan_to_num(norm**2)
-    spread = np.where(
-        np.isfinite(ratio) & (ratio > 0), signal / np.where(ratio > 0, ratio, 1), 0
-    )
+    variance = np.where(np.isfinite(ratio) & (ratio > 0), signal / np.where(ratio > 0, ratio, 1), 0)
     groups = layers.group(run.paths, _MOST_ROWS)
-    signal, spread = (
-        np.stack(
-            [_pooled(m, _MOST_COLUMNS)[:, members].sum(1) for _, members in groups]
-        )
-        for m in (signal, spread)
+    signal, variance = (
+        np.stack([_pooled(m, _MOST_COLUMNS)[:, members].sum(1) for _, members in groups])
+        for m in (signal, variance)
     )
-    rows = np.where(spread > 0, signal / np.where(spread > 0, spread, 1), np.nan)
+    rows = np.where(variance > 0, signal / np.where(variance > 0, variance, 1), np.nan)
     return (
         [label for label, _ in groups],
         _pooled(examples[:, None], _MOST_COLUMNS)[:, 0],
@@ -204,9 +196,7 @@ def heat_map(run):
     colours = np.log10(np.where(rows > 0, rows, np.nan))
     step = (examples[-1] - examples[0]) / max(len(examples) - 1, 1) or 1
     extent = (examples[0] - step / 2, examples[-1] + step / 2, len(labels) - 0.5, -0.5)
-    low, high = (
-        np.nanpercentile(colours, [1, 99]) if np.isfinite(colours).any() else (0, 1)
-    )
+    low, high = np.nanpercentile(colours, [1, 99]) if np.isfinite(colours).any() else (0, 1)
     image = axis.imshow(
         colours, aspect="auto", cmap="cividis", extent=extent, interpolation="nearest",
         vmin=low, vmax=max(high, low + 1e-3),
@@ -243,9 +233,7 @@ def multipliers(run):
     for index, colour, line in styles:
         share = counts[index] / max(counts[index].sum(), 1)
         label = f"after {EngFormatter(sep='')(times_[index])} examples"
-        sizes.stairs(
-            share, edges, color=colour, linestyle=line, linewidth=1.8, label=label
-        )
+        sizes.stairs(share, edges, color=colour, linestyle=line, linewidth=1.8, label=label)
     sizes.set_xscale("log")
     sizes.xaxis.set_minor_locator(NullLocator())
     sizes.set_xticks([edges[0], np.sqrt(edges[0] * edges[-1]), edges[-1]])

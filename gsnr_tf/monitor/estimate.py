@@ -56,17 +56,13 @@ class Noise(NamedTuple):
     def critical_batch(self):
         """`Estimate` of the critical batch of the whole run, in examples."""
         value = noise_scale.critical_batch(self.trace, self.signal, self.batch)
-        drawn = noise_scale.critical_batch(
-            self.resampled_trace, self.resampled_signal, self.batch
-        )
+        drawn = noise_scale.critical_batch(self.resampled_trace, self.resampled_signal, self.batch)
         return self._estimate(value, drawn)
 
     def scale(self, segment):
         """`Estimate` of the noise scale of one segment, in examples."""
         value = _ratio(self.trace[segment], self.signal[segment])
-        drawn = _ratio(
-            self.resampled_trace[:, segment], self.resampled_signal[:, segment]
-        )
+        drawn = _ratio(self.resampled_trace[:, segment], self.resampled_signal[:, segment])
         return self._estimate(value, drawn)
 
     def _estimate(self, value, drawn):

@@ -44,6 +44,4 @@ KEYS = {
 }
 
 # What there is for each variable too, under `variable/<name>`, from `<group>/<name>`.
-OF_VARIABLES = tuple(
-    key.split("/")[1] for key in KEYS if key.startswith(("gsnr/", "norm/"))
-)
+OF_VARIABLES = tuple(key.split("/")[1] for key in KEYS if key.startswith(("gsnr/", "norm/")))

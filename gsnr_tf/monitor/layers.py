@@ -32,10 +32,7 @@ def group(paths, most):
         groups = []
     if not groups or len(groups) > most:
         size = -(-len(paths) // most)
-        chunks = [
-            list(range(i, min(i + size, len(paths))))
-            for i in range(0, len(paths), size)
-        ]
+        chunks = [list(range(i, min(i + size, len(paths)))) for i in range(0, len(paths), size)]
         groups = [(f"{paths[c[0]]} … {paths[c[-1]]}", c) for c in chunks]
     return [
         (label if len(members) == 1 else f"{label} ({len(members)})", members)

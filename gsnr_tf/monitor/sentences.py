@@ -67,10 +67,7 @@ def _growth(run):
         return
     from_to = f"{_number(first.value)} to {_number(last.value)} examples"
     if last.low > first.high:
-        yield (
-            f"The noise scale grew from {from_to}: the batch may grow with it "
-            "(BatchSizeRamp)."
-        )
+        yield (f"The noise scale grew from {from_to}: the batch may grow with it (BatchSizeRamp).")
     elif last.high < first.low:
         yield f"The noise scale fell from {from_to}: a large batch pays less and less."
     else:
@@ -79,8 +76,7 @@ def _growth(run):
 
 def _multiplier(run):
     mean, floor, ceiling = (
-        _late(run.series(f"gsnr/{name}")[1])
-        for name in ("multiplier", "at_floor", "at_ceiling")
+        _late(run.series(f"gsnr/{name}")[1]) for name in ("multiplier", "at_floor", "at_ceiling")
     )
     if not np.isfinite(mean):
         return

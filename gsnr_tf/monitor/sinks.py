@@ -189,9 +189,7 @@ class Sinks:
 
     def __init__(self, folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._sinks = [
-            kind(folder) for kind in (JSONLinesSink, CSVSink, TensorBoardSink)
-        ]
+        self._sinks = [kind(folder) for kind in (JSONLinesSink, CSVSink, TensorBoardSink)]
 
     def write_events(self, events):
         """Writes a list of `(name, value, step)`; they are on their way to the disk

@@ -9,10 +9,10 @@ from gsnr_tf.optimizers.nadam import GSNRNadam
 from gsnr_tf.optimizers.sgd import GSNRSGD
 
 __all__ = [
+    "GSNRSGD",
     "DistributedOptimizer",
     "GSNRAdam",
     "GSNRLamb",
     "GSNRLars",
     "GSNRNadam",
-    "GSNRSGD",
 ]

@@ -26,15 +26,11 @@ class GradientAccumulator:
     def keep_m2(self):
         """Keeps how far the micro-batches differ as well; to be called before any came."""
         if self._m2s[0] is None:
-            self._m2s = [
-                self._accumulator("m2", (b.size,)) for b in self._layout.buckets
-            ]
+            self._m2s = [self._accumulator("m2", (b.size,)) for b in self._layout.buckets]
             self.views = [*self.views, *self._views_of(self._m2s)]
 
     def _views_of(self, vectors):
-        return [
-            _View(self._layout, vectors, index) for index in range(len(self._layout.index_map))
-        ]
+        return [_View(self._layout, vectors, index) for index in range(len(self._layout.index_map))]
 
     def _accumulator(self, name, shape):
         # Workers meet while the first train step is traced.

@@ -17,16 +17,14 @@ from gsnr_tf.comm import native
 from gsnr_tf.optimizers import loss_weight
 from gsnr_tf.optimizers.accumulation import AccumulatesWindows
 from gsnr_tf.optimizers.exclusions import path_of
-from gsnr_tf.optimizers.meeting import MeetsWorkers
 from gsnr_tf.optimizers.skips import Skips
 from gsnr_tf.optimizers.state import Unsaved, WholeState
+from gsnr_tf.optimizers.workers import ConnectsWorkers
 from gsnr_tf.sharding.buckets import BUCKET_BYTES, BucketLayout
 from gsnr_tf.stats import Moments
 
 
-class DistributedStep(
-    MeetsWorkers, AccumulatesWindows, WholeState, keras.optimizers.Optimizer
-):
+class DistributedStep(ConnectsWorkers, AccumulatesWindows, WholeState, keras.optimizers.Optimizer):
     """A Keras optimizer whose updates are one decision of all workers.
 
     Stands behind a rule (a Keras optimizer, or `GSNROptimizer`) in the order of
@@ -67,7 +65,7 @@ class DistributedStep(
                 "gradient_accumulation_steps out."
             )
         self._layout = BucketLayout(variables, self.bucket_bytes, self._by_row)
-        if not self._meets_ranks():
+        if not self._has_ranks():
             self._choose_workers()
         # Keras' accumulators hold a sum and are mirrored; see `GradientAccumulator`.
         steps, self.gradient_accumulation_steps = self.gradient_accumulation_steps, None
@@ -345,9 +343,7 @@ class DistributedStep(
         rate = tf.convert_to_tensor(learning_rate)
         step = functools.partial(self._keras_rule, rate)
         for gradient, variable in zip(grads, trainable_variables):
-            self._comm.update(
-                variable, functools.partial(self._when_active, step), gradient
-            )
+            self._comm.update(variable, functools.partial(self._when_active, step), gradient)
 
     def _clipped(self, means):
         return self._clip_gradients(self._layout.unpack(means))
@@ -404,9 +400,7 @@ def _dense(gradient, variable):
     """Sums the rows of `IndexedSlices` that name the same index."""
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
-    return tf.math.unsorted_segment_sum(
-        gradient.values, gradient.indices, variable.shape[0]
-    )
+    return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
 
 
 def _sq_norm(means):

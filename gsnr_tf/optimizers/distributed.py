@@ -116,8 +116,7 @@ def DistributedOptimizer(optimizer):
         )
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
-            "Wrap the inner optimizer: "
-            "LossScaleOptimizer(DistributedOptimizer(optimizer))."
+            "Wrap the inner optimizer: LossScaleOptimizer(DistributedOptimizer(optimizer))."
         )
     if isinstance(optimizer, _MultiOptimizer):
         raise ValueError(

@@ -65,8 +65,7 @@ class ExcludesFromDecay:
         """
         if self.built:
             raise ValueError(
-                "`exclude_from_weight_decay()` must be called before the optimizer "
-                "is built."
+                "`exclude_from_weight_decay()` must be called before the optimizer is built."
             )
         exact = [f"^{re.escape(path_of(variable))}$" for variable in var_list or []]
         patterns = checked_patterns("var_names", var_names) or []

@@ -85,9 +85,7 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
         self.sharding = sharding
         self.bucket_bytes = bucket_bytes
         self.communication_dtype = communication_dtype
-        self._not_decayed = checked_patterns(
-            "exclude_from_weight_decay", exclude_from_weight_decay
-        )
+        self._not_decayed = checked_patterns("exclude_from_weight_decay", exclude_from_weight_decay)
         self._not_adapted = checked_patterns(
             "exclude_from_layer_adaptation", exclude_from_layer_adaptation
         )
@@ -144,7 +142,7 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
         decay.warn_of_regularizers(variables, type(self).__name__)
         self._adapts = selected(variables, self._not_adapted, vectors)
         self._first_slot = len(self._variables)
-        if self._meets_ranks() and self.sharding != "none":
+        if self._has_ranks() and self.sharding != "none":
             self._partitioned_slots = PartitionedSlots(self.slots, self._layout)
             self._slots = self._partitioned_slots.views
         else:
@@ -156,7 +154,7 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
             self.add_variable((), aggregation="only_first_replica", name=name)
             for name in ("gradient_sq_norm", "gradient_variance")
         ]
-        if not self._meets_ranks():
+        if not self._has_ranks():
             self._make_program(self._replicated(self._slots))
 
     # The way from samples to weights; known once the workers have met.

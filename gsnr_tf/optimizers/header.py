@@ -21,8 +21,7 @@ _DIFFERENCES = (
     ("counts of updates", "Load a checkpoint on all ranks, or on one before `fit` begins"),
     (
         "optimizer states, since only some of them have loaded or assigned one (counted)",
-        "Do so on all ranks, or on one before `fit` begins, with "
-        "BroadcastGlobalVariablesCallback",
+        "Do so on all ranks, or on one before `fit` begins, with BroadcastGlobalVariablesCallback",
     ),
 )
 
@@ -125,18 +124,30 @@ class UpdateHeader:
             rank, there, here = _first_other(table[:, column])
             there, here = (tf.strings.as_string(n, shortest=True) for n in (there, here))
             message = tf.strings.join(
-                [f"The ranks have different {what}: rank ", tf.as_string(rank), " has ", there]
-                + [", rank 0 has ", here, f". {hint}."]
+                [
+                    f"The ranks have different {what}: rank ",
+                    tf.as_string(rank),
+                    " has ",
+                    there,
+                    ", rank 0 has ",
+                    here,
+                    f". {hint}.",
+                ]
             )
             checks.append(tf.debugging.Assert(alike[column], [message]))
         paths = tf.constant([path_of(v) for v in self._variables])
         index = tf.argmin(tf.cast(same, tf.int32))
         rank, *_ = _first_other(prints[:, index])
         message = tf.strings.join(
-            ["The ranks have different weights: ", paths[index], " on rank "]
-            + [tf.as_string(rank), " is not that of rank 0. Assign and load weights on all "]
-            + ["ranks alike, or on rank 0 before `fit` begins, with "]
-            + ["BroadcastGlobalVariablesCallback."]
+            [
+                "The ranks have different weights: ",
+                paths[index],
+                " on rank ",
+                tf.as_string(rank),
+                " is not that of rank 0. Assign and load weights on all ",
+                "ranks alike, or on rank 0 before `fit` begins, with ",
+                "BroadcastGlobalVariablesCallback.",
+            ]
         )
         checks.append(tf.debugging.Assert(tf.reduce_all(same), [message]))
         with tf.control_dependencies([check for check in checks if check is not None]):

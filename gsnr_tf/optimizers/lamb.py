@@ -30,8 +30,7 @@ class GSNRLamb(GSNROptimizer):
         learning_rate: λ. Float, schedule or callable. Defaults to 0.001.
         {ADAM_ARGUMENTS} `epsilon` defaults to 1e-6.
         {ADAPTATION_ARGUMENT}
-        {FAMILY_ARGUMENTS.format(
-            default_exclusion="variables with at most one dimension")}
+        {FAMILY_ARGUMENTS.format(default_exclusion="variables with at most one dimension")}
 
     References: Jiang et al., arXiv 2309.13681, VR-LAMB; You et al., arXiv 1904.00962.
     """

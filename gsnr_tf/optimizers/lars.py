@@ -23,8 +23,7 @@ class GSNRLars(GSNROptimizer):
         trust_coefficient: η. Float. Defaults to 0.001.
         epsilon: ε. Float. Defaults to 1e-9.
         {ADAPTATION_ARGUMENT}
-        {FAMILY_ARGUMENTS.format(
-            default_exclusion="variables with at most one dimension")}
+        {FAMILY_ARGUMENTS.format(default_exclusion="variables with at most one dimension")}
 
     References: Jiang et al., arXiv 2309.13681, VR-LARS; You et al., arXiv 1708.03888.
     """

@@ -77,9 +77,7 @@ class SchedulesCountUpdates:
         return examples + updates * steps * micro_batch
 
     def _get_current_learning_rate(self):
-        if isinstance(
-            self._learning_rate, keras.optimizers.schedules.LearningRateSchedule
-        ):
+        if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
             rate = self._learning_rate(self.schedule_step)
         else:
             rate = super()._get_current_learning_rate()

@@ -27,29 +27,29 @@ class Observed:
     @property
     def state_bytes(self):
         """Bytes of state that the rule keeps on this worker, once the workers have met."""
-        self._check_met()
+        self._check_connected()
         return self._program.exchange.slots.bytes
 
     @property
     def workers(self):
         """Int, how many workers bring gradients, once they have met."""
-        self._check_met()
+        self._check_connected()
         return self._comm.workers
 
     @property
     def samples(self):
         """Samples of an update, k: an int, or a tensor as `accumulation_steps`; known
         once the workers have met."""
-        self._check_met()
+        self._check_connected()
         return self._plan.samples(self.accumulation_steps)
 
     @property
     def sampling_plan(self):
         """The `SamplingPlan`, once the workers have met."""
-        self._check_met()
+        self._check_connected()
         return self._plan
 
-    def _check_met(self):
+    def _check_connected(self):
         if self._comm is None:
             raise ValueError(
                 f"{self.name} knows nothing yet of other ranks. They meet at the first "
@@ -58,7 +58,7 @@ class Observed:
 
     def sharding_report(self):
         """Who owns what, and what it costs: a string for people, one line a worker."""
-        self._check_met()
+        self._check_connected()
         return self._program.exchange.report(int(self.samples))
 
     def watch(self, every):

@@ -168,10 +168,7 @@ def too_few(decided, wishes, optimizer):
         ValueError: There is but one sample.
     """
     samples = decided.samples(wishes.accumulation)
-    received = (
-        f"{decided.workers} worker(s) and "
-        f"gradient_accumulation_steps={wishes.accumulation}"
-    )
+    received = f"{decided.workers} worker(s) and gradient_accumulation_steps={wishes.accumulation}"
     if wishes.sample != "auto":
         received += f" with sample='{wishes.sample}'"
     if samples < 2:

@@ -49,7 +49,7 @@ class WholeState:
     def load_own_variables(self, store):
         """Takes what `save_own_variables` stored, or warns that it does not fit."""
         state, saved = self.full_state(), _numbered(store)
-        if _STEPS not in store.keys() and self.window_state():
+        if _STEPS not in store and self.window_state():
             # Version 0.1 saved the window among the state, and its vectors behind it.
             state = self.all_state()
             saved = saved[: len(state)]
@@ -69,10 +69,10 @@ class WholeState:
     def _load_window(self, store):
         """Goes on within a saved window, or begins a whole one."""
         now = int(self.accumulation_steps)
-        before = int(np.asarray(store[_STEPS])) if _STEPS in store.keys() else now
+        before = int(np.asarray(store[_STEPS])) if _STEPS in store else now
         window = self.window_state()
         names = [_WINDOW.format(index) for index in range(len(window))]
-        if before == now and self.is_alone and names and all(n in store.keys() for n in names):
+        if before == now and self.is_alone and names and all(n in store for n in names):
             for variable, name in zip(window, names):
                 variable.assign(store[name])
             return
@@ -84,7 +84,7 @@ class WholeState:
 
 def _numbered(store):
     """The values of `full_state`, in order."""
-    numbers = sorted(int(key) for key in store.keys() if str(key).isdigit())
+    numbers = sorted(int(key) for key in store if str(key).isdigit())
     return [store[str(number)] for number in numbers]
 
 

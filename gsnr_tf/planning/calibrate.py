@@ -59,7 +59,7 @@ def _measurements(answers):
 
 
 def _predict(answer, scheme, costs, latency, headers):
-    """The model's `cost.Step` of what was measured."""
+    """The model's `cost.StepTime` of what was measured."""
     link = cost.Link(
         latency=latency + answer["delay"],
         bandwidth=answer["rate"] / 8 / (1 + headers),
@@ -110,19 +110,13 @@ def fit(answers):
             "There is nothing to learn from: the files hold no measurements. Write "
             "some with `gsnr-tf bench network --json FILE`."
         )
-    wire, handed = (
-        sum(row[name] for _, row in pairs) for name in ("wire_bytes", "handed_bytes")
-    )
+    wire, handed = (sum(row[name] for _, row in pairs) for name in ("wire_bytes", "handed_bytes"))
     headers = wire / handed - 1
 
     def column(part, latency=0.0, **one):
         """The model's answers where one cost is 1 and the rest is 0."""
         return [
-            part(
-                _predict(
-                    a, _SCHEMES[r["contender"]], cost.Costs(**one), latency, headers
-                )
-            )
+            part(_predict(a, _SCHEMES[r["contender"]], cost.Costs(**one), latency, headers))
             for a, r in pairs
         ]
 
@@ -131,9 +125,7 @@ def fit(answers):
 
     computed = np.array([row["compute"] for _, row in pairs])
     update = np.array([column(lambda s: s.update, **{name: 1.0}) for name in _UPDATE]).T
-    costs = dict(
-        zip(_UPDATE, _not_negative(update / computed[:, None], computed / computed))
-    )
+    costs = dict(zip(_UPDATE, _not_negative(update / computed[:, None], computed / computed)))
 
     seconds = np.array([row["seconds"] for _, row in pairs])
     carried = np.array(column(exchange))

@@ -136,9 +136,7 @@ class Job:
 
     def __post_init__(self):
         least = {"parameters": 1, "bytes_each": 1, "buckets": 1}
-        _check(
-            self, lambda name, x: x >= least.get(name, 0), "above 0 (or 0, for some)"
-        )
+        _check(self, lambda name, x: x >= least.get(name, 0), "above 0 (or 0, for some)")
 
     @property
     def size(self):
@@ -147,7 +145,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
+class StepTime:
     """Seconds of a step, by what they go into.
 
     Attributes:
@@ -215,16 +213,16 @@ def _apart(cluster):
     return one, dataclasses.replace(cluster, ranks_per_host=1, between=share)
 
 
-def alltoall_by_host(size, spread, cluster):
+def alltoall_by_host(size, m2, cluster):
     """Seconds of an alltoall within each host, then of what it came to across hosts.
 
     Args:
         size: Bytes of a rank's gradient.
-        spread: Bytes of the spread within a host, which travel as well; 0 for none.
+        m2: Bytes of m2 within a host, which travel as well; 0 for none.
         cluster: `Cluster`.
     """
     host, across = _apart(cluster)
-    part = (size + spread) / cluster.ranks_per_host
+    part = (size + m2) / cluster.ranks_per_host
     return alltoall(size, host) + alltoall(part, across)
 
 
@@ -266,7 +264,7 @@ def step(scheme, job, cluster, costs=Costs()):
     n, k = job.size, cluster.ranks
     if k == 1:
         update = _update(scheme, job, cluster, costs)
-        return Step(compute=job.compute, update=update, gradients=0.0, rest=0.0)
+        return StepTime(compute=job.compute, update=update, gradients=0.0, rest=0.0)
     # Sent and received by each rank in one half of an allreduce, or one alltoall.
     handled = n * (k - 1) / k * costs.per_byte
 
@@ -277,13 +275,13 @@ def step(scheme, job, cluster, costs=Costs()):
     def exchange(share):
         if scheme == FLAT or not goes_by_host(cluster):
             return costs.launch + alltoall(share * n, cluster) + share * handled
-        spread = share * _spread(job, cluster)
-        seconds = alltoall_by_host(share * n, spread, cluster)
-        across = spread / cluster.ranks_per_host * costs.per_byte
+        m2 = share * _m2_bytes(job, cluster)
+        seconds = alltoall_by_host(share * n, m2, cluster)
+        across = m2 / cluster.ranks_per_host * costs.per_byte
         return 2 * costs.launch + seconds + share * handled + across
 
     if scheme in (PLAIN, WHOLE):
-        # Means leave whole, and their spread cannot leave before them.
+        # Means leave whole, and their deviations cannot leave before them.
         buckets = job.buckets if scheme == PLAIN else 1
         gradients = exposed(reduction, job.compute, buckets)
         rest = 0.0 if scheme == PLAIN else reduction(1.0)
@@ -293,11 +291,11 @@ def step(scheme, job, cluster, costs=Costs()):
         short = costs.launch + ring_allreduce(0.0, cluster)
         rest = costs.launch + ring_pass(n, cluster) + handled + job.sums * short
     update = _update(scheme, job, cluster, costs)
-    return Step(compute=job.compute, update=update, gradients=gradients, rest=rest)
+    return StepTime(compute=job.compute, update=update, gradients=gradients, rest=rest)
 
 
 def _hosts_are_samples(cluster):
-    """Below, the ranks are samples, and their spread travels with a host's mean."""
+    """Below, the ranks are samples, and their m2 travels with a host's mean."""
     return cluster.ranks_per_host > 1 and cluster.hosts >= SOUND_SAMPLES["paper"]
 
 
@@ -307,8 +305,8 @@ def goes_by_host(cluster):
     return by_host_pays(cluster.hosts, cluster.ranks_per_host, by_host)
 
 
-def _spread(job, cluster):
-    """Bytes of the spread, float32, that goes by host with the means."""
+def _m2_bytes(job, cluster):
+    """Bytes of m2, float32, that goes by host with the means."""
     return 0 if _hosts_are_samples(cluster) else 4 * job.parameters
 
 
@@ -343,7 +341,7 @@ def memory(scheme, job, ranks):
         # The reduced gradients.
         state, held = job.parameters * job.plain_slots * 4, job.size
     elif scheme == WHOLE:
-        # Means, spreads, and what either is reduced to.
+        # Means, deviations, and what either is reduced to.
         held = 3 * job.size
     else:
         # Samples, statistics and new weights take the place of gradients that are

@@ -14,7 +14,7 @@ class Row:
     Attributes:
         workers: How many.
         hosts: On how many hosts.
-        steps: `cost.Step`.
+        steps: `cost.StepTime`.
         efficiency: Examples per second of a worker, relative to one alone.
         memory: Bytes of a worker.
     """
@@ -103,7 +103,7 @@ def _host_link(row, cluster):
         "of a host join their samples before these leave it. At "
         f"{row.workers:,} workers that takes {slices / flat:.2f} times as long as if "
         'all ranks exchanged at once (the column "flat"). Below 8 hosts each rank is '
-        "still a sample, and the spread within a host travels as well; from 8 on a host "
+        "still a sample, and m2 within a host travels as well; from 8 on a host "
         f"is one (k = {cost.samples(cluster):,} here), unless `sample` says otherwise."
     )
 

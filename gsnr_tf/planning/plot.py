@@ -37,9 +37,7 @@ def draw(rows, path):
         if scheme in rows[-1].memory:
             right.plot(workers, [row.memory[scheme] / 1e9 for row in there], **style)
     left.set(ylabel="step time [ms]", yscale="log", title="Step time")
-    middle.set(
-        ylabel="scaling efficiency [%]", ylim=(0, 105), title="Scaling efficiency"
-    )
+    middle.set(ylabel="scaling efficiency [%]", ylim=(0, 105), title="Scaling efficiency")
     right.set(ylabel="memory of a worker [GB]", title="Memory without activations")
     right.set_ylim(bottom=0)
     plain = FuncFormatter(lambda value, _: f"{value:g}")

@@ -12,7 +12,8 @@ process when a disk is full.
 
 import json
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np

@@ -6,8 +6,9 @@ where it has some. What is kept: `job_state`; the files: `checkpoint_files`.
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 from gsnr_tf import comm
 from gsnr_tf.optimizers.inner import inner_optimizer
@@ -55,9 +56,7 @@ def save(folder, tag, model, communicator, counters, client_state):
     """
     tags = communicator.gather(tag)
     if len(set(tags)) > 1:
-        raise CheckpointError(
-            f"The ranks have different tags. Received, by rank: {tags}."
-        )
+        raise CheckpointError(f"The ranks have different tags. Received, by rank: {tags}.")
     folder = Path(folder)
 
     def check():
@@ -140,9 +139,7 @@ def together(communicator, action):
     except Exception as error:
         failure = error
     failures = communicator.gather(None if failure is None else _text_of(failure))
-    told = [
-        f"rank {rank}: {text}" for rank, text in enumerate(failures) if text is not None
-    ]
+    told = [f"rank {rank}: {text}" for rank, text in enumerate(failures) if text is not None]
     if told:
         told = told if len(failures) > 1 else failures
         raise CheckpointError("\n".join(told)) from failure
@@ -225,8 +222,7 @@ def _differences(model, stored, rate):
         of_job = "a constant learning rate" if other == "job" else "a schedule"
         of_checkpoint = "a schedule" if other == "job" else "a constant learning rate"
         told.append(
-            f"The checkpoint was made with {of_checkpoint}, the job has {of_job}: the"
-            " job's holds."
+            f"The checkpoint was made with {of_checkpoint}, the job has {of_job}: the job's holds."
         )
     elif rate is not None and float(now.numpy()) != rate:
         told.append(

@@ -83,8 +83,7 @@ def tags(folder):
     """Tags of the checkpoints in a folder, a list; numbers in their order."""
     found = {path.parent.name for path in folder.glob(f"*/{MANIFEST}")}
     found |= {
-        path.parent.name[1 : -len(".previous")]
-        for path in folder.glob(f".*.previous/{MANIFEST}")
+        path.parent.name[1 : -len(".previous")] for path in folder.glob(f".*.previous/{MANIFEST}")
     }
     found = [tag for tag in found if not tag.startswith(".")]
     return sorted(found, key=lambda tag: [*map(_number, re.split(r"(\d+)", tag))])

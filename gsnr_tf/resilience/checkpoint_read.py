@@ -103,8 +103,7 @@ def _check_sums(path, sums):
 def _check_format(path, about):
     if about["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} has the format {about['format']!r}; this version reads 1 and"
-            f" {FORMAT}."
+            f"{path} has the format {about['format']!r}; this version reads 1 and {FORMAT}."
         )
 
 
@@ -153,8 +152,10 @@ def _read_older(path):
 
     file = h5py.File(path / "state.h5")
     arrays = {
-        group: [_of_older(group, index, file[group][name]) for index, name in
-                enumerate(sorted(file[group]))]
+        group: [
+            _of_older(group, index, file[group][name])
+            for index, name in enumerate(sorted(file[group]))
+        ]
         for group in ("weights", "optimizer")
     }
     arrays["weights"] = [

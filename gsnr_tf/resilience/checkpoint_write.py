@@ -188,8 +188,7 @@ def _is_finite(value):
     flat = value.reshape(-1)
     # In pieces, as this takes a byte for each element.
     return all(
-        np.isfinite(flat[start : start + _BLOCK]).all()
-        for start in range(0, flat.size, _BLOCK)
+        np.isfinite(flat[start : start + _BLOCK]).all() for start in range(0, flat.size, _BLOCK)
     )
 
 

@@ -25,9 +25,7 @@ def plain(value, path="client_state"):
     try:
         return _plain(value, path)
     except RecursionError:
-        raise CheckpointError(
-            f"{path} is nested too deeply, or contains itself."
-        ) from None
+        raise CheckpointError(f"{path} is nested too deeply, or contains itself.") from None
 
 
 def _plain(value, path):

@@ -64,8 +64,10 @@ class CommitsOnDisk:
         """
         found = checkpoint.load(self._folder, None, self._model, _all_ranks())
         if comm.rank() == 0:
-            goes_on = f"Goes on from {found[0]}." if found else (
-                f"There is no commit in {self._folder}: training begins."
+            goes_on = (
+                f"Goes on from {found[0]}."
+                if found
+                else (f"There is no commit in {self._folder}: training begins.")
             )
             print(goes_on, file=sys.stderr, flush=True)
         if found is None:

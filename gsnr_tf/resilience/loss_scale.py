@@ -39,9 +39,7 @@ class LossScaleOptimizer(WholeState, _KerasLossScaleOptimizer):
     def __init__(self, inner_optimizer, *args, hysteresis=1, min_scale=0.0, **kwargs):
         super().__init__(inner_optimizer, *args, **kwargs)
         if hysteresis < 1:
-            raise ValueError(
-                f"hysteresis must be at least 1. Received: hysteresis={hysteresis}"
-            )
+            raise ValueError(f"hysteresis must be at least 1. Received: hysteresis={hysteresis}")
         if not 0 <= min_scale <= self.initial_scale:
             raise ValueError(
                 "min_scale must be between 0 and initial_scale. Received: "

@@ -18,9 +18,7 @@ def _check_warmup(steps, kind):
             f"warmup_num_steps must not be negative. Received: warmup_num_steps={steps}"
         )
     if kind not in ("log", "linear"):
-        raise ValueError(
-            f"warmup_type must be 'log' or 'linear'. Received: warmup_type={kind!r}"
-        )
+        raise ValueError(f"warmup_type must be 'log' or 'linear'. Received: warmup_type={kind!r}")
 
 
 def _check_total(total, warmup):
@@ -248,6 +246,5 @@ class LRRangeTest(UpdateSchedule):
 
 # By the names that a configuration has for them.
 DEEPSPEED = {
-    rule.__name__: rule
-    for rule in (WarmupLR, WarmupDecayLR, WarmupCosineLR, OneCycle, LRRangeTest)
+    rule.__name__: rule for rule in (WarmupLR, WarmupDecayLR, WarmupCosineLR, OneCycle, LRRangeTest)
 }

@@ -143,9 +143,7 @@ class Bucket:
     def pack_range(self, tensors, start, stop):
         """Elements `start` to `stop` of `pack(tensors)`, without making the rest."""
         parts, zeros = [], 0
-        for tensor, first, size, padding in zip(
-            tensors, self._starts, self._sizes, self._padding
-        ):
+        for tensor, first, size, padding in zip(tensors, self._starts, self._sizes, self._padding):
             low, high = max(start - first, 0), min(stop - first, size)
             if low < high and tensor is not None:
                 if zeros:

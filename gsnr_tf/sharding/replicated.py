@@ -72,9 +72,7 @@ class Replicated:
             certain = all(has is True for has in known)
             known = None if certain else tf.stack([tf.cast(has, tf.bool) for has in known])
             update = functools.partial(self._updated, kernels[number], number, rate, t, known)
-            variables, slots = self.communicator.each(
-                update, statistics[number], scales[number]
-            )
+            variables, slots = self.communicator.each(update, statistics[number], scales[number])
             for variable, value in zip(bucket.pick(self._variables), variables):
                 self.communicator.update(variable, _assign, value)
             for name, values in slots.items():

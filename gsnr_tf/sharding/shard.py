@@ -45,9 +45,7 @@ class Shard:
         if self.bucket.alone:
             return tf.stack([self._sum(vector) for vector in vectors])[None]
         sums = tf.stack([_row_sums(vector) for vector in vectors], axis=1)
-        return tf.math.unsorted_segment_sum(
-            sums, self._variable_of_block, len(self.bucket.indices)
-        )
+        return tf.math.unsorted_segment_sum(sums, self._variable_of_block, len(self.bucket.indices))
 
     def _sum(self, vector):
         if self.bucket.by_row:

@@ -72,9 +72,7 @@ class Sharded:
             means, m2s, theirs, weights = self._buckets[number].scatter(
                 moments[number], weights, self._plan.compares_workers
             )
-            found[number] = Statistics(
-                *kernels[number].statistics(means, m2s, theirs, samples)
-            )
+            found[number] = Statistics(*kernels[number].statistics(means, m2s, theirs, samples))
         sums, riders = self.total([one.sums for one in found], "sums", riders)
         return [one._replace(sums=s) for one, s in zip(found, sums)], riders
 
@@ -92,9 +90,7 @@ class Sharded:
         if adapting:
             all_norms, _ = self.total([norms for *_, norms in adapting], "norms")
             for (one, bucket, slots, known, u, _), norms in zip(adapting, all_norms):
-                bucket.gather(
-                    one.descend(bucket.variables(), u, norms, slots, rate, t, known)
-                )
+                bucket.gather(one.descend(bucket.variables(), u, norms, slots, rate, t, known))
         for _, bucket, *_, theta, norms in moving:
             if norms is None:
                 bucket.gather(theta)
@@ -108,9 +104,7 @@ class Sharded:
         sizes = [part.shape[0] for part in parts]
         if riders is not None:
             parts, sizes = [*parts, riders], [*sizes, riders.shape[0]]
-        total = self.communicator.all_reduce(
-            tf.concat(parts, axis=0), f"{self._name}.{name}"
-        )
+        total = self.communicator.all_reduce(tf.concat(parts, axis=0), f"{self._name}.{name}")
         totals = tf.split(total, sizes)
         riders = None if riders is None else totals.pop()
         return [tf.reshape(t, table.shape) for t, table in zip(totals, tables)], riders
@@ -152,9 +146,7 @@ class _ShardedBucket:
         self._bounds = [bucket.at(b) for b in communicator.bounds(bucket.blocks)]
         exchange = communicator.exchange_plan
         self._cuts = exchange.cuts(self._bounds, exchange.shard)
-        self._wire_dtype = (
-            bucket.dtype if wire_dtype == "float32" else tf.as_dtype(wire_dtype)
-        )
+        self._wire_dtype = bucket.dtype if wire_dtype == "float32" else tf.as_dtype(wire_dtype)
         self._variables = bucket.pick(variables)
 
     def variables(self):

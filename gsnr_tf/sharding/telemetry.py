@@ -186,9 +186,7 @@ class StridedSubsample:
         return tf.math.unsorted_segment_sum(weighted, self._variable_of, self._variables)
 
     def counts(self, bins, weights, number):
-        return summary.counts_by_bin(
-            bins, weights, self._variable_of, self._variables, number
-        )
+        return summary.counts_by_bin(bins, weights, self._variable_of, self._variables, number)
 
 
 def sampled_sums(sample, mean, r, multiplier, bounds, theta, u):

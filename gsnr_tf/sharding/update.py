@@ -38,9 +38,7 @@ class Update:
         shared = {}
         self._kernels = []
         for shard in exchange.shards:
-            kernels = UpdateKernels(
-                rule, settings, by_variable, shard, exchange.compiled
-            )
+            kernels = UpdateKernels(rule, settings, by_variable, shard, exchange.compiled)
             self._kernels.append(shared.setdefault(kernels.kind, kernels))
 
     # ---- within a step ---------------------------------------------------------------

@@ -15,9 +15,9 @@ from gsnr_tf.stats.shrinkage import ROW_ESTIMATORS, james_stein, row_moments
 
 __all__ = [
     "ESTIMATORS",
-    "Moments",
     "ROW_ESTIMATORS",
     "SOUND_SAMPLES",
+    "Moments",
     "clip_multiplier",
     "countable",
     "gsnr",

@@ -23,9 +23,7 @@ def gsnr(mean, variance, samples):
     # k·ε·|mean| is rounding, not noise. Taken for noise, it would give elements on
     # which all samples agree a GSNR of about 1/ε², and swamp the mean over r.
     rounding = tf.cast(samples, mean.dtype) * np.finfo(mean.dtype.as_numpy_dtype).eps
-    agreed = tf.logical_and(
-        tf.not_equal(mean, 0), deviation <= rounding * tf.abs(mean)
-    )
+    agreed = tf.logical_and(tf.not_equal(mean, 0), deviation <= rounding * tf.abs(mean))
     # (mean/σ)² and not mean²/σ²: the squares of large gradients overflow.
     ratio = tf.square(tf.math.divide_no_nan(mean, deviation))
     return tf.where(agreed, tf.constant(float("inf"), mean.dtype), ratio)

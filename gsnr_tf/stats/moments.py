@@ -4,7 +4,7 @@ The variance is never taken as E[g²] − E[g]²: in float32 that loses every di
 once the mean is a few thousand times the standard deviation.
 """
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -21,7 +21,7 @@ class Moments(NamedTuple):
 
     weight: tf.Tensor
     mean: tf.Tensor
-    m2: Optional[tf.Tensor]
+    m2: tf.Tensor | None
 
     def add(self, sample, weight):
         """Moments after one more sample (Welford 1962; West 1979 for weights)."""

@@ -95,7 +95,5 @@ def counts_by_bin(bins, weights, owner, variables, number):
     Returns:
         Tensor `[variables, number]`.
     """
-    counts = tf.math.unsorted_segment_sum(
-        weights, owner * number + bins, variables * number
-    )
+    counts = tf.math.unsorted_segment_sum(weights, owner * number + bins, variables * number)
     return tf.reshape(counts, [variables, number])

@@ -63,9 +63,7 @@ class Log(keras.callbacks.Callback):
             "batch": self._first + batch,
             "iterations": int(self.model.optimizer.iterations),
             "samples": self.model.optimizer.samples,
-            "weights": hashlib.sha256(
-                b"".join(w.tobytes() for w in weights())
-            ).hexdigest(),
+            "weights": hashlib.sha256(b"".join(w.tobytes() for w in weights())).hexdigest(),
         }
         print(json.dumps(line), file=self._log, flush=True)
 
@@ -88,9 +86,7 @@ x = rng.normal(size=(12 * BATCHES, 4)).astype("float32")
 y = x @ np.array([[1.0], [-2.0], [3.0], [0.5]], "float32")
 # Ranks that come late begin with other weights, which must not count.
 keras.utils.set_random_seed(1 if HOST == "127.1" else 0)
-model = keras.Sequential(
-    [keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)]
-)
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
 steps = 2 if SHARDING == "none" else None
 # gamma=1 is Adam: what it learns does not depend on how many ranks there are. Keras adds
 # epsilon before it corrects for the start, so both are compared without one.

@@ -11,9 +11,7 @@ import numpy as np
 import gsnr_tf
 
 folder = sys.argv[1]
-atexit.register(
-    lambda: print(f"rank {gsnr_tf.rank()} of {gsnr_tf.size()} leaves", flush=True)
-)
+atexit.register(lambda: print(f"rank {gsnr_tf.rank()} of {gsnr_tf.size()} leaves", flush=True))
 first = gsnr_tf.rank() == 0
 x = np.random.default_rng(gsnr_tf.rank()).normal(size=(48, 20)).astype("float32")
 models = {}

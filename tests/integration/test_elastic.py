@@ -48,9 +48,7 @@ def position(line):
 def adam_alone(folder, window):
     """What one process learns with Keras' Adam from the same batches."""
     x, y, *weights = np.load(folder / "first.npz").values()
-    model = keras.Sequential(
-        [keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)]
-    )
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
     model.set_weights(weights)
     model.compile(optimizer=keras.optimizers.Adam(0.01, epsilon=1e-15), loss="mse")
     model.fit(x, y, batch_size=12 * window, epochs=EPOCHS, shuffle=False, verbose=0)
@@ -60,9 +58,7 @@ def adam_alone(folder, window):
 @pytest.mark.parametrize(
     ("sharding", "fewest", "sizes"), [("none", 1, [2, 1, 3]), ("slices", 2, [2, 3])]
 )
-def test_training_survives_a_death_and_takes_in_a_host(
-    tmp_path, sharding, fewest, sizes
-):
+def test_training_survives_a_death_and_takes_in_a_host(tmp_path, sharding, fewest, sizes):
     logs = train(tmp_path, sharding, fewest)
     window = 2 if sharding == "none" else 1
     # Two ranks at first, of which one dies; two more with the host.

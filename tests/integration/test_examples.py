@@ -111,9 +111,7 @@ def test_one_process_repeats_what_two_ranks_learned(on_two_ranks, tmp_path):
     np.testing.assert_allclose(*curves, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "example", [MOVIELENS, LOOP, ENGINE], ids=lambda path: Path(path).stem
-)
+@pytest.mark.parametrize("example", [MOVIELENS, LOOP, ENGINE], ids=lambda path: Path(path).stem)
 def test_help_answers_without_importing_tensorflow(example):
     finished = run(python("-X", "importtime", example, "--help"), SECONDS)
     assert finished.code == 0, finished.output
@@ -138,9 +136,7 @@ def test_a_task_file_trains_its_model_by_itself():
 
 
 @pytest.mark.slow
-def test_the_engine_goes_on_where_two_ranks_stopped_with_one(
-    tmp_path, monkeypatch, capsys
-):
+def test_the_engine_goes_on_where_two_ranks_stopped_with_one(tmp_path, monkeypatch, capsys):
     """The one is this process, where TensorFlow is there already."""
     setting = ["--checkpoints", str(tmp_path), "--epochs", "2"]
     together = run(horovodrun(2, ENGINE, *setting), SECONDS)

@@ -53,9 +53,7 @@ def asked(arguments):
 def test_shellcheck_has_nothing_to_say():
     scripts = sorted(SCRIPTS.glob("*.sh"))
     assert len(scripts) > 5
-    ran = subprocess.run(
-        ["shellcheck", "-x", "-P", ROOT, *scripts], capture_output=True, text=True
-    )
+    ran = subprocess.run(["shellcheck", "-x", "-P", ROOT, *scripts], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
 
 
@@ -73,9 +71,7 @@ def test_help_fits_a_terminal_and_no_arguments_are_an_error(name):
 def test_one_host(tmp_path):
     program(tmp_path / "nvidia-smi", "echo GPU 0: a; echo GPU 1: b; echo GPU 2: c")
     path = f"{tmp_path}:{os.environ['PATH']}"
-    job = launched(
-        tmp_path, "run_one_host.sh", TRAIN, "--rows", "9", PATH=path, OUTPUT="o"
-    )
+    job = launched(tmp_path, "run_one_host.sh", TRAIN, "--rows", "9", PATH=path, OUTPUT="o")
     job.validate()
     assert (job.ranks, job.folder, job.command) == (3, "o", [TRAIN, "--rows", "9"])
     assert launched(tmp_path, "run_one_host.sh", TRAIN, RANKS="4").ranks == 4
@@ -143,12 +139,8 @@ def test_slurm_passes_its_signal_on_and_waits_for_the_end(tmp_path):
         f"echo $OMP_NUM_THREADS >{tmp_path}/log\nwhile :; do sleep 0.05; done",
     )
     environment = {**slurm(tmp_path, None), "GSNR_TF": stand_in}
-    environment = {
-        k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"
-    } | environment
-    process = subprocess.Popen(
-        ["bash", SCRIPTS / "run_slurm.sh", TRAIN], env=environment
-    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | environment
+    process = subprocess.Popen(["bash", SCRIPTS / "run_slurm.sh", TRAIN], env=environment)
     log, deadline = tmp_path / "log", time.monotonic() + SECONDS
     while not log.exists() or not log.read_text():
         assert time.monotonic() < deadline
@@ -161,9 +153,7 @@ def test_slurm_passes_its_signal_on_and_waits_for_the_end(tmp_path):
 def test_elastic(tmp_path):
     host_file = tmp_path / "hosts"
     host_file.write_text("127.0.0.1 slots=2\n")
-    job = launched(
-        tmp_path, "run_elastic.sh", host_file, TRAIN, RANKS="2", MIN_RANKS="1"
-    )
+    job = launched(tmp_path, "run_elastic.sh", host_file, TRAIN, RANKS="2", MIN_RANKS="1")
     job.validate()
     assert (job.min_ranks, job.ranks, job.max_ranks) == (1, 2, 64)
     assert job.discovery == str(SCRIPTS / "discover_hosts.sh")

@@ -24,9 +24,7 @@ def test_slices_send_what_a_plain_allreduce_sends(tmp_path):
     measured = tmp_path / "measured.json"
     setting = ["--np", "2", "--params", "200k", "--tensors", "2", "--rates", "1"]
     bench = run(
-        command_line(
-            "bench", "network", *setting, "--rounds", "1", "--json", str(measured)
-        ),
+        command_line("bench", "network", *setting, "--rounds", "1", "--json", str(measured)),
         SECONDS,
     )
     assert bench.code == 0, bench.output

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.processes import Process, ranks, python, run
+from tests.processes import Process, python, ranks, run
 
 PROGRAM = Path(__file__).with_name("leaving_rank.py")
 SAVING = Path(__file__).with_name("saving_rank.py")
@@ -74,18 +74,14 @@ def test_several_ranks_may_read_at_once(tmp_path):
             assert "'m/1 of rank 0', 'm/1 of rank 1', 'm/1 of rank 2'" in rank.output()
 
 
-@pytest.mark.parametrize(
-    "way, code", [("raises", 1), ("exits", 5), ("exits abruptly", 6)]
-)
+@pytest.mark.parametrize("way, code", [("raises", 1), ("exits", 5), ("exits abruptly", 6)])
 def test_a_rank_that_fails_leaves_at_once_with_its_code(tmp_path, way, code):
     with job(tmp_path, way, "sleeps") as ranks:
         assert ranks[0].wait(SECONDS) == code
         assert ranks[1].alive
 
 
-@pytest.mark.parametrize(
-    "way, code", [("raises", 1), ("exits", 5), ("exits abruptly", 6)]
-)
+@pytest.mark.parametrize("way, code", [("raises", 1), ("exits", 5), ("exits abruptly", 6)])
 def test_the_failure_of_the_last_lets_the_others_end_well(tmp_path, way, code):
     with job(tmp_path, way, "ends", "ends") as ranks:
         assert [rank.wait(SECONDS) for rank in ranks] == [code, 0, 0]
@@ -136,9 +132,7 @@ def state(path):
             found = {}
             file.visititems(
                 lambda name, item: (
-                    found.update({name: item[()]})
-                    if isinstance(item, h5py.Dataset)
-                    else None
+                    found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
                 )
             )
     return found

@@ -12,10 +12,17 @@ from tests.processes import run
 from tests.recorded import Drawn, record
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-OFFLINE = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
+OFFLINE = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SECTIONS = ["What it says", "Training", "Noise scale and batch", "GSNR by layer",
             "Multiplier", "Time", "Variables"]  # fmt: skip
 

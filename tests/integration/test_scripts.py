@@ -46,9 +46,7 @@ size = lambda: 1
 allreduce = lambda tensor, op, name: tensor
 """
 
-CMAKE_LINE = (
-    'list(APPEND TF_SOURCES "${PROJECT_SOURCE_DIR}/horovod/tensorflow/xla_mpi_ops.cc")\n'
-)
+CMAKE_LINE = 'list(APPEND TF_SOURCES "${PROJECT_SOURCE_DIR}/horovod/tensorflow/xla_mpi_ops.cc")\n'
 
 
 def run(*command, **environment):
@@ -80,8 +78,8 @@ def program(path, text="#!/bin/sh\nexit 0\n"):
 def path_without_compiler(folder):
     """A folder with what the script uses, but no compiler and no make."""
     folder.mkdir()
-    tools = "bash awk basename cat chmod cp cut dirname env flock grep mkdir mktemp mv rm sed sh tail uname"
-    for tool in tools.split():
+    tools = "bash awk basename cat chmod cp cut dirname env flock grep mkdir mktemp mv rm sed sh"
+    for tool in [*tools.split(), "tail", "uname"]:
         found = shutil.which(tool)
         if found:
             (folder / tool).symlink_to(found)

@@ -14,9 +14,7 @@ SHORT = [
 
 
 @pytest.mark.parametrize(("family", "sharding", "names"), SHORT)
-def test_a_disturbed_training_ends_as_one_that_is_not(
-    tmp_path, capsys, family, sharding, names
-):
+def test_a_disturbed_training_ends_as_one_that_is_not(tmp_path, capsys, family, sharding, names):
     faults = [f for f in FAULTS if f.family == family and f.name in names]
     soak = Soak(tmp_path, seed=0, faults=faults)
     soak.job(family, sharding, faults)

@@ -28,9 +28,7 @@ def job(way, **environment):
     "way, text",
     [
         ("leaves", "rank 1 has left `fit`, and its script goes on (stalling_rank.py:"),
-        pytest.param(
-            "is paused", "rank 1 does not answer", marks=pytest.mark.slow
-        ),
+        pytest.param("is paused", "rank 1 does not answer", marks=pytest.mark.slow),
     ],
 )
 def test_a_lost_rank_is_named_and_ends_the_job(way, text):
@@ -55,9 +53,7 @@ def test_ranks_that_hold_nothing_for_each_other_are_watched_as_well():
     assert "It gives up." in ended.output
 
 
-@pytest.mark.parametrize(
-    "way, place", [("averages", "gsnr.metrics"), ("shards", "gsnr.shard")]
-)
+@pytest.mark.parametrize("way, place", [("averages", "gsnr.metrics"), ("shards", "gsnr.shard")])
 def test_a_rank_with_a_batch_fewer_is_named_and_ends_the_job(way, place):
     ended = job(way)
     assert ended.code != 0

@@ -13,15 +13,11 @@ ADDRESSES = ("10.99.77.1", "10.99.77.2")
 
 def possible():
     """Whether this machine can play two hosts: root on Linux, with ip and sshd."""
-    return os.geteuid() == 0 and all(
-        shutil.which(p) for p in ("ip", "ssh", "/usr/sbin/sshd")
-    )
+    return os.geteuid() == 0 and all(shutil.which(p) for p in ("ip", "ssh", "/usr/sbin/sshd"))
 
 
 def _call(*command):
-    subprocess.run(
-        [str(part) for part in command], check=True, capture_output=True, timeout=20
-    )
+    subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=20)
 
 
 @contextlib.contextmanager
@@ -43,9 +39,7 @@ def two_hosts(folder):
     )
     (folder / "bin").mkdir()
     ssh = folder / "bin" / "ssh"
-    ssh.write_text(
-        f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n'
-    )
+    ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n')
     ssh.chmod(0o755)
     servers = []
     try:
@@ -53,15 +47,13 @@ def two_hosts(folder):
             _call("ip", "netns", "add", name)
         ends = [end for name in names for end in ("eth0", "netns", name)]
         # Horovod wants the interface to bear the same name on all hosts.
-        _call(*"ip link add".split(), *ends[:3], *"type veth peer".split(), *ends[3:])
+        _call(*["ip", "link", "add"], *ends[:3], *["type", "veth", "peer"], *ends[3:])
         for name, address in zip(names, ADDRESSES):
             inside = ("ip", "-n", name)
             _call(*inside, "address", "add", f"{address}/24", "dev", "eth0")
             _call(*inside, "link", "set", "eth0", "up")
             _call(*inside, "link", "set", "lo", "up")
-            (folder / name).write_text(
-                f"{address} {socket.gethostname()}\n127.0.0.1 localhost\n"
-            )
+            (folder / name).write_text(f"{address} {socket.gethostname()}\n127.0.0.1 localhost\n")
             # sshd wants a folder in /run, and each host is to know its own name. What
             # is mounted here is seen by nobody else.
             setting = f"mount --bind {folder / name} /etc/hosts && exec"
@@ -78,9 +70,7 @@ def two_hosts(folder):
         setting = f'mount --bind {folder / names[0]} /etc/hosts && exec "$@"'
         start = ["ip", "netns", "exec", names[0], "sh", "-c", setting, "sh"]
         environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
-        _wait_for_ssh(
-            [*start, ssh, "-o", "StrictHostKeyChecking=no", ADDRESSES[1], "true"]
-        )
+        _wait_for_ssh([*start, ssh, "-o", "StrictHostKeyChecking=no", ADDRESSES[1], "true"])
         yield start, environment
     finally:
         for server in servers:

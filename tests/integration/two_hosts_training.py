@@ -19,8 +19,6 @@ told = {
     "size": gsnr_tf.size(),
     "host": os.environ["HOROVOD_HOSTNAME"],
 }
-print(
-    json.dumps({**told, "weights": model.get_weights()[0].ravel().tolist()}), flush=True
-)
+print(json.dumps({**told, "weights": model.get_weights()[0].ravel().tolist()}), flush=True)
 print("asleep", flush=True)
 time.sleep(600)

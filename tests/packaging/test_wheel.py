@@ -95,10 +95,7 @@ def test_it_has_what_messages_and_docstrings_point_to(installed):
 
 def test_it_brings_the_script_that_builds_horovod(installed, tmp_path):
     script = installed / "gsnr_tf" / "launch" / "install_horovod.sh"
-    assert (
-        script.read_text()
-        == (ROOT / "horovod_scripts" / "install_horovod.sh").read_text()
-    )
+    assert script.read_text() == (ROOT / "horovod_scripts" / "install_horovod.sh").read_text()
     # Stands for bash: says what it was called with.
     bash = tmp_path / "bash"
     bash.write_text('#!/bin/sh\necho "called: $@"\n')

@@ -25,9 +25,7 @@ def problem(layers=()):
     y = (x[:, :1] * x[:, 1:2] + 0.1 * rng.normal(size=(107, 1))).astype("float32")
     keras.utils.set_random_seed(0)
     dense = keras.layers.Dense
-    model = keras.Sequential(
-        [keras.Input((5,)), dense(16, activation="tanh"), *layers, dense(1)]
-    )
+    model = keras.Sequential([keras.Input((5,)), dense(16, activation="tanh"), *layers, dense(1)])
     return model, x, y
 
 
@@ -45,9 +43,7 @@ def train(config, way):
     if way == "dataset":
         data = tf.data.Dataset.from_tensor_slices(data)
     eager = way != "fit"
-    engine = gsnr_tf.initialize(
-        model, config, "mse", training_data=data, run_eagerly=eager
-    )
+    engine = gsnr_tf.initialize(model, config, "mse", training_data=data, run_eagerly=eager)
     if way == "fit":
         losses = engine.fit(epochs=2, verbose=0).history["loss"]
     else:
@@ -70,9 +66,7 @@ KERAS = {**CONFIG, "optimizer": {"type": "AdamW"}, "zero_optimization": {}}
         (4, STAGE_2, "batches"),
     ],
 )
-def test_the_same_file_gives_the_same_curve_on_any_number_of_ranks(
-    on_ranks, ranks, config, way
-):
+def test_the_same_file_gives_the_same_curve_on_any_number_of_ranks(on_ranks, ranks, config, way):
     losses, weights, counters, norm = train(config, way)
     assert counters[:4] == [6, 6 * 32, 0, 32]
     for found, others, counted, other_norm in on_ranks(ranks, train, config, way):
@@ -89,7 +83,7 @@ def disagreeing(config, kind):
     import gsnr_tf
     from gsnr_tf.engine import ConfigError
 
-    model, x, y = problem()
+    model, _x, _y = problem()
     if gsnr_tf.rank() == 1:
         change = {"differs": {"gradient_clipping": 2.0}, "is wrong": {"nonsense": 1}}
         config = {**config, **change[kind]}
@@ -138,9 +132,7 @@ def apart(config):
     model, x, y = problem([keras.layers.BatchNormalization()])
     for variable in model.variables:
         variable.assign(variable + 0.1 * gsnr_tf.rank())
-    engine = gsnr_tf.initialize(
-        model, config, "mse", training_data=(x, y), run_eagerly=True
-    )
+    engine = gsnr_tf.initialize(model, config, "mse", training_data=(x, y), run_eagerly=True)
     engine.train_batch()
     norm = model.layers[1]
     local = [v.numpy() for v in norm.non_trainable_variables]
@@ -249,9 +241,7 @@ def resumed(config, folder):
     return model.get_weights(), path, client_state, state
 
 
-def test_slices_of_two_ranks_go_on_exactly_on_two_and_to_rounding_on_one(
-    on_ranks, tmp_path
-):
+def test_slices_of_two_ranks_go_on_exactly_on_two_and_to_rounding_on_one(on_ranks, tmp_path):
     folder = str(tmp_path)
     (weights, _), _ = on_ranks(2, saved, STAGE_2, folder, None)
     for found, path, client_state, state in on_ranks(2, resumed, STAGE_2, folder):
@@ -266,10 +256,7 @@ def test_slices_of_two_ranks_go_on_exactly_on_two_and_to_rounding_on_one(
 
 def test_ranks_with_different_tags_write_nothing(on_ranks, tmp_path):
     for _, told in on_ranks(2, saved, CONFIG, str(tmp_path), "tag"):
-        assert (
-            told
-            == "The ranks have different tags. Received, by rank: ['tag0', 'tag1']."
-        )
+        assert told == "The ranks have different tags. Received, by rank: ['tag0', 'tag1']."
     assert list(tmp_path.iterdir()) == []
 
 
@@ -309,9 +296,7 @@ def with_a_bad_disk(config, folder):
 
 
 @pytest.mark.parametrize("config", [CONFIG, STAGE_2], ids=["whole", "slices"])
-def test_a_full_disk_of_one_rank_is_told_by_all_and_training_goes_on(
-    on_ranks, tmp_path, config
-):
+def test_a_full_disk_of_one_rank_is_told_by_all_and_training_goes_on(on_ranks, tmp_path, config):
     for told, path, same in on_ranks(2, with_a_bad_disk, config, str(tmp_path)):
         assert len(told) == 2 and all(text.startswith("rank 0: ") for text in told)
         assert "has no room for the checkpoint 'bad'" in told[0] and " 7 are" in told[0]
@@ -351,9 +336,7 @@ def ramped(config, folder):
     warnings.simplefilter("ignore")
     model, x, _ = problem()
     y = np.random.default_rng(1).normal(size=(107, 1)).astype("float32")
-    engine = gsnr_tf.initialize(
-        model, config, "mse", training_data=(x, y), run_eagerly=True
-    )
+    engine = gsnr_tf.initialize(model, config, "mse", training_data=(x, y), run_eagerly=True)
     engine.load_checkpoint(folder)
     engine.fit(epochs=1, verbose=0)
     counters = [engine.global_steps, engine.global_samples, engine.train_batch_size()]
@@ -373,9 +356,7 @@ def ramped_once(config, folder):
     return ramped(config, folder)[:2]
 
 
-def test_a_batch_grows_alike_on_any_number_of_ranks_and_goes_on_there(
-    on_ranks, tmp_path
-):
+def test_a_batch_grows_alike_on_any_number_of_ranks_and_goes_on_there(on_ranks, tmp_path):
     """5 updates of 16 examples and one of the 16 left; then 3 of 32.
 
     To the scheduler these are 12 updates of 16.

@@ -16,9 +16,7 @@ def fit(name, policy="float32", **arguments):
     rank = gsnr_tf.rank()
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(rank)
-    model = keras.Sequential(
-        [keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)]
-    )
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
     before = model.get_weights()[0]
     if name == "keras":
         optimizer = gsnr_tf.DistributedOptimizer(keras.optimizers.SGD(0.1))
@@ -27,7 +25,7 @@ def fit(name, policy="float32", **arguments):
     model.compile(optimizer=optimizer, loss="mse")
     x = np.random.default_rng(rank).normal(size=(16, 4)).astype("float32")
     history = []
-    for epoch in range(2):
+    for _epoch in range(2):
         model.fit(x, x[:, :1], batch_size=16, verbose=0)
         history.append(model.get_weights())
     keras.config.set_dtype_policy("float32")
@@ -36,10 +34,7 @@ def fit(name, policy="float32", **arguments):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=pytest.mark.smoke) if n == "GSNRLamb" else n
-        for n in FAMILY
-    ],
+    [pytest.param(n, marks=pytest.mark.smoke) if n == "GSNRLamb" else n for n in FAMILY],
 )
 def test_ranks_that_start_apart_are_equal_from_the_first_update_on(on_ranks, name):
     """Stock Horovod's wrapper lets them drift apart without an error."""

@@ -1,5 +1,8 @@
 """What ranks must have alike, and what happens where they do not."""
 
+import functools
+import operator
+
 import numpy as np
 import pytest
 
@@ -15,7 +18,9 @@ def heads(name, arguments):
     keras.utils.set_random_seed(0)
     trunk = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)])
     both = [keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]) for _ in range(3)]
-    variables = sum((part.trainable_variables for part in (trunk, *both)), [])
+    variables = functools.reduce(
+        operator.iadd, (part.trainable_variables for part in (trunk, *both)), []
+    )
     start = [v.numpy() for v in variables]
     xs = [np.random.default_rng(r).normal(size=(8, 6)).astype("float32") for r in range(2)]
 
@@ -286,12 +291,8 @@ def loaded_alone(folder):
     broadcast = BroadcastGlobalVariablesCallback()
     if gsnr_tf.rank() == 1:
         # As a rank does that has nothing yet.
-        model = keras.Sequential(
-            [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
-        )
-        model.compile(
-            optimizer=gsnr_tf.GSNRLamb(0.01, gradient_accumulation_steps=2), loss="mse"
-        )
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)])
+        model.compile(optimizer=gsnr_tf.GSNRLamb(0.01, gradient_accumulation_steps=2), loss="mse")
     model.fit(x, x[:, :1], batch_size=4, verbose=0, callbacks=[broadcast])
     return state, model.get_weights(), int(model.optimizer.iterations)
 

@@ -66,9 +66,7 @@ def train_part(name, arguments, data, steps):
 
 @pytest.mark.parametrize("ranks, steps", [(3, None), (2, 3)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_ranks_equal_one_process_that_holds_their_samples(
-    on_ranks, optimizer, ranks, steps
-):
+def test_ranks_equal_one_process_that_holds_their_samples(on_ranks, optimizer, ranks, steps):
     name, arguments = OPTIMIZERS[optimizer]
     number = ranks * (steps or 1)
     data = samples(number)

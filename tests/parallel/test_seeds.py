@@ -45,9 +45,7 @@ def masks(way, seed=7, fits=(2,), begin_with=None):
         }
         data = (np.ones((8 * gsnr_tf.size(), 16), "float32"),)
         data = (*data, data[0][:, :1])
-        engine = gsnr_tf.initialize(
-            model, config, "mse", training_data=data, run_eagerly=True
-        )
+        engine = gsnr_tf.initialize(model, config, "mse", training_data=data, run_eagerly=True)
         for epochs in fits:
             engine.fit(epochs=epochs, verbose=0)
     else:
@@ -57,9 +55,7 @@ def masks(way, seed=7, fits=(2,), begin_with=None):
             callback = gsnr_tf.callbacks.BroadcastGlobalVariablesCallback(
                 root_rank=gsnr_tf.size() - 1
             )
-            model.fit(
-                x, x[:, :1], batch_size=4, epochs=epochs, verbose=0, callbacks=[callback]
-            )
+            model.fit(x, x[:, :1], batch_size=4, epochs=epochs, verbose=0, callbacks=[callback])
     return seen, [v.numpy().tolist() for v in seeds]
 
 

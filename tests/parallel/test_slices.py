@@ -39,9 +39,7 @@ def both_ways(name, arguments, steps, shapes, without_gradient, examples):
         optimizer.build(variables)
 
         def apply(*gradients):
-            gradients = [
-                None if i == without_gradient else g for i, g in enumerate(gradients)
-            ]
+            gradients = [None if i == without_gradient else g for i, g in enumerate(gradients)]
             count = None if examples is None else examples[rank]
             optimizer.apply_gradients(zip(gradients, variables), examples=count)
 
@@ -56,9 +54,7 @@ def both_ways(name, arguments, steps, shapes, without_gradient, examples):
                     step(*[tf.constant(g, "float32") for g in sample])
         store = {}
         optimizer.save_own_variables(store)
-        slots = [
-            view.numpy() for views in optimizer._slots.values() for view in views
-        ]
+        slots = [view.numpy() for views in optimizer._slots.values() for view in views]
         outcomes.append(
             {
                 "weights": [v.numpy() for v in variables],
@@ -185,9 +181,7 @@ def test_gradients_may_travel_in_half_precision(on_ranks, ranks, dtype, error):
     # Weights are not rounded on their way.
     np.testing.assert_array_equal(results[0][0], results[1][0])
     full = on_ranks(ranks, rounded, name, {"gamma": 1.0})
-    np.testing.assert_allclose(
-        sent(results[0][2])[0] / sent(full[0][2])[0], 0.75, rtol=0.01
-    )
+    np.testing.assert_allclose(sent(results[0][2])[0] / sent(full[0][2])[0], 0.75, rtol=0.01)
 
 
 def rounded(name, arguments):

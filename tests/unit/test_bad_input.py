@@ -40,12 +40,12 @@ def variable():
         ),
         ({"learning_rate": 1}, "should be float, .* Received instead: learning_rate=1"),
         ({"sharding": "zero"}, r"sharding must be one of \('auto', .*Received: 'zero'"),
-            ({"sample": "rank"}, "sample must be one of .*Received: 'rank'"),
-            ({"bucket_bytes": 0}, "bucket_bytes must be at least 1. Received: bucket_bytes=0"),
-            (
-                {"communication_dtype": "int8"},
-                "communication_dtype must be one of .*Received: 'int8'",
-            ),
+        ({"sample": "rank"}, "sample must be one of .*Received: 'rank'"),
+        ({"bucket_bytes": 0}, "bucket_bytes must be at least 1. Received: bucket_bytes=0"),
+        (
+            {"communication_dtype": "int8"},
+            "communication_dtype must be one of .*Received: 'int8'",
+        ),
         ({"gradient_accumulation_steps": 1}, "integer >= 2. Received: .*=1"),
         (
             {"exclude_from_weight_decay": "bias"},
@@ -172,7 +172,6 @@ def test_slices_in_a_single_process(row):
         first_step(row.make(sharding="slices", **SOUND))
 
 
-
 @every
 def test_exclusion_comes_before_build(row):
     optimizer = row.make(**SOUND)
@@ -188,9 +187,7 @@ def built_sgd():
 
 
 def multi_optimizer():
-    return keras.optimizers.MultiOptimizer(
-        keras.optimizers.OptimizerMap(keras.optimizers.SGD())
-    )
+    return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(keras.optimizers.SGD()))
 
 
 # Keras 3.12 to 3.14 have none.

@@ -182,9 +182,7 @@ def test_distributed_optimizer_keeps_exclusions_and_schedules():
         return rule
 
     problem = coarse(PROBLEMS["model"])
-    assert_same(
-        trained(gsnr_tf.DistributedOptimizer(make()), problem), trained(make(), problem)
-    )
+    assert_same(trained(gsnr_tf.DistributedOptimizer(make()), problem), trained(make(), problem))
 
 
 def test_distributed_optimizer_takes_a_learning_rate_that_was_set_later():

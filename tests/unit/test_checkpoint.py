@@ -59,9 +59,7 @@ def make(config=CONFIG, units=8, traced=False):
             keras.layers.Dense(1),
         ]
     )
-    return gsnr_tf.initialize(
-        model, config, "mse", training_data=(X, Y), run_eagerly=not traced
-    )
+    return gsnr_tf.initialize(model, config, "mse", training_data=(X, Y), run_eagerly=not traced)
 
 
 def state(engine):
@@ -71,9 +69,7 @@ def state(engine):
 
 
 def same(one, other):
-    return len(one) == len(other) and all(
-        np.array_equal(a, b) for a, b in zip(one, other)
-    )
+    return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other))
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=list(VARIANTS))
@@ -96,10 +92,7 @@ def test_two_epochs_are_one_and_a_resumed_one(tmp_path, config):
     parts.fit(epochs=1, verbose=0)
     assert same(state(parts), after_two)
     parts.save_checkpoint(tmp_path)
-    files = [
-        (tmp_path / f"global_step{n}" / "state.safetensors").read_bytes()
-        for n in (4, 8)
-    ]
+    files = [(tmp_path / f"global_step{n}" / "state.safetensors").read_bytes() for n in (4, 8)]
     assert files[0] != files[1]
 
 
@@ -168,9 +161,7 @@ def test_without_latest_nothing_begins_beside_checkpoints(tmp_path):
     for tag in ("global_step9", "global_step10"):
         engine.save_checkpoint(tmp_path, tag)
     (tmp_path / "latest").unlink()
-    with pytest.raises(
-        CheckpointError, match="no file `latest`.*: global_step9, global_step10."
-    ):
+    with pytest.raises(CheckpointError, match="no file `latest`.*: global_step9, global_step10."):
         engine.load_checkpoint(tmp_path)
 
 
@@ -220,9 +211,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
 
 
 def test_client_state_must_be_json(tmp_path):
-    with pytest.raises(
-        CheckpointError, match="client_state must be what JSON can hold"
-    ):
+    with pytest.raises(CheckpointError, match="client_state must be what JSON can hold"):
         make().save_checkpoint(tmp_path, client_state={"array": X})
 
 
@@ -382,9 +371,7 @@ def check_still_there(folder, fill):
 
 @pytest.mark.parametrize("tag", ["new", "old"])
 @pytest.mark.parametrize("known", [True, False])
-def test_a_full_disk_is_an_error_and_spoils_nothing(
-    small_disk, monkeypatch, tag, known
-):
+def test_a_full_disk_is_an_error_and_spoils_nothing(small_disk, monkeypatch, tag, known):
     if small_disk is None:
         pytest.skip("a file system may be mounted by root alone")
     checkpoint_write.write(small_disk, "old", many(2000, 50, 1), [], {})
@@ -447,8 +434,7 @@ def test_arrays_are_taken_one_at_a_time(tmp_path):
         return np.zeros(1000).view(Counted)
 
     group = [
-        array_file.Array(f"weights/{i}", np.dtype("float64"), (1000,), value)
-        for i in range(50)
+        array_file.Array(f"weights/{i}", np.dtype("float64"), (1000,), value) for i in range(50)
     ]
     checkpoint_write.write(tmp_path, "a", {"weights": group, "optimizer": []}, [], {})
     assert 0 < alive[1] < 10
@@ -517,8 +503,7 @@ def test_where_there_are_no_locks_this_is_told(tmp_path, monkeypatch):
 
 def test_the_library_reads_what_is_written_in_every_dtype(tmp_path):
     values = [
-        np.arange(6).reshape(2, 3).astype(dtype)
-        for dtype in sorted(array_file.DTYPES, key=str)
+        np.arange(6).reshape(2, 3).astype(dtype) for dtype in sorted(array_file.DTYPES, key=str)
     ]
     values += [np.float32(3).reshape(()), np.zeros((0, 4), "float32")]
     group = [

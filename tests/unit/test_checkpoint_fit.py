@@ -39,9 +39,7 @@ def initialize(model, **config):
 def chain(*layers, dropout=False):
     """A model of layers from 4 to 4 features, and one that ends in one feature."""
     rest = [keras.layers.Dropout(0.3)] if dropout else []
-    return keras.Sequential(
-        [keras.Input((4,)), *layers, *rest, keras.layers.Dense(1, name="end")]
-    )
+    return keras.Sequential([keras.Input((4,)), *layers, *rest, keras.layers.Dense(1, name="end")])
 
 
 def two_of_a_kind(first="a", second="b"):
@@ -197,8 +195,12 @@ def test_slots_are_named_after_weights():
         ["s/dense/kernel", "s/dense_1/kernel"],
     )
     other = names.of_slots(
-        ["adam_2/iteration", "adam_2/s_1_dense_4_kernel_m", "adam_2/s_1_dense_5_kernel_m"]
-        + ["variable_3"],
+        [
+            "adam_2/iteration",
+            "adam_2/s_1_dense_4_kernel_m",
+            "adam_2/s_1_dense_5_kernel_m",
+            "variable_3",
+        ],
         ["s_1/dense_4/kernel", "s_1/dense_5/kernel"],
     )
     assert one == other and len(set(one)) == 4
@@ -298,9 +300,7 @@ def test_a_constant_rate_is_the_checkpoints_and_this_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("fp16", [False, True])
-def test_a_schedule_may_be_added_or_removed_and_the_configuration_holds(
-    tmp_path, fp16
-):
+def test_a_schedule_may_be_added_or_removed_and_the_configuration_holds(tmp_path, fp16):
     both = {"fp16": {"enabled": fp16}}
     trained(tmp_path / "constant", **both)
     reference = trained(tmp_path / "schedule", scheduler=WARMUP, **both)
@@ -317,9 +317,7 @@ def test_a_schedule_may_be_added_or_removed_and_the_configuration_holds(
 
 def test_another_division_with_a_schedule_is_no_difference(tmp_path):
     trained(tmp_path, scheduler=WARMUP)
-    other = initialize(
-        chain(dropout=True), scheduler=WARMUP, gradient_accumulation_steps=8
-    )
+    other = initialize(chain(dropout=True), scheduler=WARMUP, gradient_accumulation_steps=8)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         other.load_checkpoint(tmp_path)

@@ -1,5 +1,6 @@
 """The bookkeeping of a study, without the training."""
 
+import contextlib
 import gc
 import json
 import math
@@ -59,10 +60,7 @@ def test_k_is_part_of_a_name_where_it_is_a_form_s_own():
 
 
 def test_base_and_control_are_always_there_but_lars_has_no_base():
-    kinds = {
-        rule: [c.kind for c in contenders_of(rule, [{}], 8)]
-        for rule in ("adam", "lars")
-    }
+    kinds = {rule: [c.kind for c in contenders_of(rule, [{}], 8)] for rule in ("adam", "lars")}
     assert kinds == {"adam": ["base", "control", "gsnr"], "lars": ["control", "gsnr"]}
     control = contenders_of("adam", [], 8)[1].optimizer(0.1, 8)
     assert control.gamma == control.ceiling == 1
@@ -118,9 +116,7 @@ def plane():
         ({"optimizers": ("adagrad",)}, "adam, lamb.*Received: 'adagrad'"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_before_anything_runs(
-    plane, changed, says
-):
+def test_settings_that_cannot_work_are_refused_before_anything_runs(plane, changed, says):
     with pytest.raises(ValueError, match=says):
         check(settings(**changed), plane, plane.load())
 
@@ -206,18 +202,14 @@ def test_scores_of_the_test_split_choose_nothing(tmp_path, plane):
     assert chosen[0] == chosen[1]
 
 
-def test_a_study_that_was_killed_goes_on_without_repeating_anything(
-    finished, tmp_path, plane
-):
+def test_a_study_that_was_killed_goes_on_without_repeating_anything(finished, tmp_path, plane):
     whole, all_calls = finished
     calls = []
     for die_after in (0, 1, 4, 13, math.inf):
         study = Study(settings(), tmp_path / "killed", plane)
         train, made = pretend(study, die_after)
-        try:
+        with contextlib.suppress(Killed):
             work(study, train)
-        except Killed:
-            pass
         calls += made
         # As the end of a process would, this gives up the folder; and half a line stays.
         del study, train
@@ -436,9 +428,7 @@ def test_a_form_that_is_in_several_comparisons_is_counted():
         *(outcome("base", BASE, 64), outcome("GSNR", AHEAD, 64)),
         *(outcome("base", BASE, 320), outcome("GSNR", BASE[::-1], 320)),
     ]
-    assert list(tallies(comparisons(found))) == [
-        "GSNR: ahead in 1 of 2 comparisons, behind in 0."
-    ]
+    assert list(tallies(comparisons(found))) == ["GSNR: ahead in 1 of 2 comparisons, behind in 0."]
 
 
 def test_how_far_the_batch_can_grow():

@@ -57,9 +57,7 @@ def test_a_size_sets_attributes_and_others_are_refused():
 
 
 def split(rows=4, targets=None):
-    return Split(
-        {"x": np.zeros([rows, 2])}, np.zeros(rows if targets is None else targets)
-    )
+    return Split({"x": np.zeros([rows, 2])}, np.zeros(rows if targets is None else targets))
 
 
 @pytest.mark.parametrize(
@@ -173,9 +171,7 @@ def test_it_trains_as_fit_does(plane):
     model.compile(optimizer=gsnr_adam().optimizer(schedule, 4), loss=task.loss)
     orders = [np.random.default_rng([5, epoch]).permutation(640) for epoch in range(4)]
     own, rows = Splits(data, True).train(5), np.concatenate(orders)
-    model.fit(
-        own.features[rows], own.targets[rows], batch_size=16, shuffle=False, verbose=0
-    )
+    model.fit(own.features[rows], own.targets[rows], batch_size=16, shuffle=False, verbose=0)
     np.testing.assert_allclose(found["test"], task.score(model, *data.test), rtol=1e-5)
 
 
@@ -200,9 +196,7 @@ def test_each_seed_shares_out_training_and_validation_rows_anew(plane):
 def test_every_epoch_sees_every_row_once_also_where_batches_cross_its_end(plane):
     trainer = train(plane, batch=96)
     assert trainer.updates == 4 * 640 // 96
-    rows = np.concatenate(
-        [trainer._rows(7, update) for update in range(trainer.updates)]
-    )
+    rows = np.concatenate([trainer._rows(7, update) for update in range(trainer.updates)])
     for epoch in range(4):
         seen = rows[640 * epoch : 640 * (epoch + 1)]
         assert len(set(seen)) == len(seen)

@@ -22,29 +22,70 @@ GOOD = {
 
 # Every key that DeepSpeed's configuration page documents, and those of its code that
 # people copy, but for the insides of sections that do not exist here.
-DEEPSPEED = """
-amp amp.enabled prescale_gradients gradient_predivide_factor sparse_gradients dump_state
-activation_checkpointing activation_checkpointing.partition_activations sparse_attention
-data_efficiency curriculum_learning wandb comet elasticity comms_logger compression_training
-checkpoint checkpoint.tag_validation data_types data_types.grad_accum_dtype aio
-zero_allow_untested_optimizer zero_force_ds_cpu_optimizer memory_breakdown nebula pipeline
-progressive_layer_drop eigenvalue hybrid_engine timers tensor_parallel dataloader_drop_last
-fp16.auto_cast fp16.consecutive_hysteresis bfloat16 optimizer.legacy_fusion
-zero_optimization.allgather_partitions zero_optimization.allgather_bucket_size
-zero_optimization.overlap_comm zero_optimization.reduce_scatter
-zero_optimization.contiguous_gradients zero_optimization.load_from_fp32_weights
-zero_optimization.grad_hooks zero_optimization.round_robin_gradients
-zero_optimization.offload_param zero_optimization.offload_param.device
-zero_optimization.offload_optimizer zero_optimization.stage3_max_live_parameters
-zero_optimization.stage3_max_reuse_distance zero_optimization.stage3_prefetch_bucket_size
-zero_optimization.stage3_param_persistence_threshold
-zero_optimization.stage3_gather_16bit_weights_on_model_save
-zero_optimization.stage3_module_granularity_threshold
-zero_optimization.zero_hpz_partition_size zero_optimization.zero_quantized_weights
-zero_optimization.zero_quantized_gradients zero_optimization.log_trace_cache_warnings
-zero_optimization.cpu_offload zero_optimization.ignore_unused_parameters
-flops_profiler.module_depth flops_profiler.top_modules flops_profiler.detailed
-""".split()
+DEEPSPEED = [
+    "amp",
+    "amp.enabled",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "sparse_gradients",
+    "dump_state",
+    "activation_checkpointing",
+    "activation_checkpointing.partition_activations",
+    "sparse_attention",
+    "data_efficiency",
+    "curriculum_learning",
+    "wandb",
+    "comet",
+    "elasticity",
+    "comms_logger",
+    "compression_training",
+    "checkpoint",
+    "checkpoint.tag_validation",
+    "data_types",
+    "data_types.grad_accum_dtype",
+    "aio",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "memory_breakdown",
+    "nebula",
+    "pipeline",
+    "progressive_layer_drop",
+    "eigenvalue",
+    "hybrid_engine",
+    "timers",
+    "tensor_parallel",
+    "dataloader_drop_last",
+    "fp16.auto_cast",
+    "fp16.consecutive_hysteresis",
+    "bfloat16",
+    "optimizer.legacy_fusion",
+    "zero_optimization.allgather_partitions",
+    "zero_optimization.allgather_bucket_size",
+    "zero_optimization.overlap_comm",
+    "zero_optimization.reduce_scatter",
+    "zero_optimization.contiguous_gradients",
+    "zero_optimization.load_from_fp32_weights",
+    "zero_optimization.grad_hooks",
+    "zero_optimization.round_robin_gradients",
+    "zero_optimization.offload_param",
+    "zero_optimization.offload_param.device",
+    "zero_optimization.offload_optimizer",
+    "zero_optimization.stage3_max_live_parameters",
+    "zero_optimization.stage3_max_reuse_distance",
+    "zero_optimization.stage3_prefetch_bucket_size",
+    "zero_optimization.stage3_param_persistence_threshold",
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save",
+    "zero_optimization.stage3_module_granularity_threshold",
+    "zero_optimization.zero_hpz_partition_size",
+    "zero_optimization.zero_quantized_weights",
+    "zero_optimization.zero_quantized_gradients",
+    "zero_optimization.log_trace_cache_warnings",
+    "zero_optimization.cpu_offload",
+    "zero_optimization.ignore_unused_parameters",
+    "flops_profiler.module_depth",
+    "flops_profiler.top_modules",
+    "flops_profiler.detailed",
+]
 
 
 RAMP = {"max_train_batch_size": 256}
@@ -111,9 +152,7 @@ def test_an_unknown_key_like_no_other_lists_what_is_known():
 def test_deepspeeds_keys_say_that_they_are_not_supported_and_what_to_do(path):
     message = refused(changed(path, {} if path.count(".") == 0 else 1))
     top = ".".join(path.split(".")[:2])
-    told = [
-        line for line in message.splitlines() if "of DeepSpeed is not supported" in line
-    ]
+    told = [line for line in message.splitlines() if "of DeepSpeed is not supported" in line]
     assert len(told) == 1
     name, advice = told[0].strip().split(": this key of DeepSpeed is not supported: ")
     assert name in (top, path.split(".")[0]) and len(advice) > 20
@@ -229,9 +268,7 @@ def test_rates_may_be_written_as_integers():
 def test_integers_may_be_written_as_in_5e8():
     config = changed("zero_optimization.reduce_bucket_size", 5e8)
     assert read(config).zero_optimization.reduce_bucket_size == 500_000_000
-    assert "valid integer" in refused(
-        changed("zero_optimization.reduce_bucket_size", 0.5)
-    )
+    assert "valid integer" in refused(changed("zero_optimization.reduce_bucket_size", 0.5))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from gsnr_tf.engine import docs, read
 from gsnr_tf.engine.config import Config
-from gsnr_tf.engine.reading import section_of
+from gsnr_tf.engine.load import section_of
 
 PAGES = docs.pages()
 GUIDES = {"from_deepspeed.md", "from_horovod.md"}

@@ -53,9 +53,7 @@ def ring_by_rounds(size, hosts, per_host, between, within):
 def test_ring_agrees_with_a_simulation_of_its_messages(hosts, per_host):
     between = cost.Link(latency=30e-6, bandwidth=1e9)
     within = cost.Link(latency=5e-6, bandwidth=2e10)
-    cluster = cost.Cluster(
-        hosts=hosts, ranks_per_host=per_host, between=between, within=within
-    )
+    cluster = cost.Cluster(hosts=hosts, ranks_per_host=per_host, between=between, within=within)
     expected = ring_by_rounds(8e6, hosts, per_host, between, within)
     assert cost.ring_pass(8e6, cluster) == pytest.approx(expected, rel=0.05)
 
@@ -90,13 +88,9 @@ def test_sums_cost_latency_alone():
 
 def test_alone_there_is_nothing_to_exchange():
     job = cost.Job(parameters=1000, compute=0.5)
-    costs = cost.Costs(
-        plain=1e-6, whole=2e-6, slices=3e-6, slice=4e-6, launch=9, per_byte=9
-    )
+    costs = cost.Costs(plain=1e-6, whole=2e-6, slices=3e-6, slice=4e-6, launch=9, per_byte=9)
     parts = [cost.step(scheme, job, flat(1), costs) for scheme in cost.SCHEMES]
-    assert [part.seconds for part in parts] == pytest.approx(
-        [0.501, 0.502, 0.507, 0.507]
-    )
+    assert [part.seconds for part in parts] == pytest.approx([0.501, 0.502, 0.507, 0.507])
     assert cost.efficiency("plain", job, flat(1), costs) == 1.0
 
 
@@ -105,9 +99,7 @@ def test_over_a_perfect_network_only_processors_count():
     costs = cost.Costs(plain=1e-6, whole=2e-6, slices=3e-6, slice=4e-6)
     cluster = flat(4, bandwidth=float("inf"))
     parts = [cost.step(scheme, job, cluster, costs) for scheme in cost.SCHEMES]
-    assert [part.seconds for part in parts] == pytest.approx(
-        [0.501, 0.502, 0.504, 0.504]
-    )
+    assert [part.seconds for part in parts] == pytest.approx([0.501, 0.502, 0.504, 0.504])
 
 
 @pytest.mark.parametrize(
@@ -121,9 +113,7 @@ def test_over_a_perfect_network_only_processors_count():
     ],
 )
 def test_backward_hides_all_but_the_last_bucket(compute, buckets, expected):
-    assert cost.exposed(lambda share: share, compute, buckets) == pytest.approx(
-        expected
-    )
+    assert cost.exposed(lambda share: share, compute, buckets) == pytest.approx(expected)
 
 
 def test_state_is_shared_out_and_weights_are_not():
@@ -247,9 +237,7 @@ def test_without_latency_nothing_is_bound_by_it():
     "hosts, per_host, k", [(1, 16, 16), (16, 1, 16), (7, 4, 28), (8, 4, 8), (8, 2, 8)]
 )
 def test_hosts_are_samples_where_there_are_eight(hosts, per_host, k):
-    cluster = cost.Cluster(
-        hosts=hosts, ranks_per_host=per_host, between=NOTHING, within=NOTHING
-    )
+    cluster = cost.Cluster(hosts=hosts, ranks_per_host=per_host, between=NOTHING, within=NOTHING)
     assert cost.samples(cluster) == k
 
 
@@ -262,9 +250,7 @@ def test_hosts_are_samples_where_there_are_eight(hosts, per_host, k):
     ],
 )
 def test_hosts_are_filled_before_there_are_more(per_host, first, hosts):
-    cluster = cost.Cluster(
-        hosts=1, ranks_per_host=per_host, between=NOTHING, within=NOTHING
-    )
+    cluster = cost.Cluster(hosts=1, ranks_per_host=per_host, between=NOTHING, within=NOTHING)
     found = list(plan.clusters(cluster))
     assert [one.ranks for one in found][: len(first)] == first
     assert [one.hosts for one in found][: len(first)] == hosts

@@ -94,9 +94,7 @@ def test_as_an_argument_it_is_what_a_regularizer_does_to_plain_sgd():
             6, 3, embeddings_initializer="ones", embeddings_regularizer=regularizer
         )
         model = keras.Sequential([keras.Input((2,), dtype="int32"), table])
-        optimizer = gsnr_tf.GSNRSGD(
-            0.5, gamma=1.0, gradient_accumulation_steps=2, **arguments
-        )
+        optimizer = gsnr_tf.GSNRSGD(0.5, gamma=1.0, gradient_accumulation_steps=2, **arguments)
         model.compile(optimizer, "mse")
         x = np.array([[0, 1], [2, 3], [0, 0], [4, 4]])
         model.fit(x, np.zeros((4, 2, 3)), batch_size=1, epochs=3, shuffle=False, verbose=0)

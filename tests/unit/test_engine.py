@@ -313,9 +313,7 @@ def test_layers_with_a_policy_of_their_own_keep_it():
 
 
 def test_the_output_of_a_model_inside_the_model_stays_float32():
-    inner = keras.Sequential(
-        [keras.Input((4,)), keras.layers.Dense(4), keras.layers.ReLU()]
-    )
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.ReLU()])
     inputs = keras.Input((3,))
     model = keras.Model(inputs, inner(keras.layers.Dense(4)(inputs)))
     set_precision(model, "mixed_float16")
@@ -417,9 +415,7 @@ def test_a_profile_counts_the_products_of_an_update(tmp_path, way):
     # 16 examples; the first layer has two products, the second three.
     operations = 16 * 2 * (2 * 3 * 4 + 3 * 4 * 1)
     text = path.read_text()
-    assert text.startswith(
-        f"rank 0: {operations} floating-point operations in update 2, "
-    )
+    assert text.startswith(f"rank 0: {operations} floating-point operations in update 2, ")
     assert text.rstrip().endswith(" MiB")
 
 

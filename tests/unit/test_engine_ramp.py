@@ -40,9 +40,7 @@ def network():
 
 def make(data=(X, Y), **changes):
     config = {**CONFIG, **changes}
-    return gsnr_tf.initialize(
-        network(), config, "mse", training_data=data, run_eagerly=True
-    )
+    return gsnr_tf.initialize(network(), config, "mse", training_data=data, run_eagerly=True)
 
 
 def printed(capsys, name="batch"):
@@ -190,9 +188,7 @@ def test_a_scheduler_counts_examples_and_the_ramp_multiplies(tmp_path):
     schedule = WarmupDecayLR(**SCHEDULER["params"])
     found, _ = rates(engine, len(SIZES))
     before = np.cumsum([0, *SIZES[:-1]])
-    expected = [
-        (size / 8) ** 0.5 * float(schedule(done // 8)) for size, done in zip(SIZES, before)
-    ]
+    expected = [(size / 8) ** 0.5 * float(schedule(done // 8)) for size, done in zip(SIZES, before)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     # On other micro-batches too.
     engine.save_checkpoint(tmp_path)

@@ -39,9 +39,7 @@ def test_another_file_is_no_idx_file(tmp_path):
         fashion_mnist.read_idx(tmp_path / "x.gz")
 
 
-@pytest.mark.skipif(
-    not fashion_mnist.DEBIAN.is_dir(), reason="no dataset-fashion-mnist"
-)
+@pytest.mark.skipif(not fashion_mnist.DEBIAN.is_dir(), reason="no dataset-fashion-mnist")
 def test_fashion_mnist_is_split_as_said():
     splits = fashion_mnist.load()
     assert [pictures.shape for pictures, _ in splits] == [
@@ -74,9 +72,7 @@ def test_no_file_of_the_library_is_in_two_splits(library):
     assert "hidden" not in set.union(*numbers)
     train, validation, test = map(len, numbers)
     assert 210 < train < 270 and 12 < validation < 50 and 12 < test < 50
-    assert [len(text) for text in python_source.load(library)] == [
-        len(t) for t in splits
-    ]
+    assert [len(text) for text in python_source.load(library)] == [len(t) for t in splits]
 
 
 def test_a_library_that_is_not_there_is_told(tmp_path):
@@ -86,16 +82,12 @@ def test_a_library_that_is_not_there_is_told(tmp_path):
 
 def test_windows_cut_the_text_and_drop_the_rest():
     text = np.arange(11, dtype=np.uint8)
-    np.testing.assert_array_equal(
-        python_source.windows(text, 4), [[0, 1, 2, 3], [4, 5, 6, 7]]
-    )
+    np.testing.assert_array_equal(python_source.windows(text, 4), [[0, 1, 2, 3], [4, 5, 6, 7]])
 
 
 def test_scored_windows_come_from_all_over_the_text():
     pieces = np.arange(101)[:, None]
-    np.testing.assert_array_equal(
-        python_source.spread(pieces, 5)[:, 0], [0, 25, 50, 75, 100]
-    )
+    np.testing.assert_array_equal(python_source.spread(pieces, 5)[:, 0], [0, 25, 50, 75, 100])
 
 
 def test_masks_are_those_of_bert():

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "keras_examples"))
 import movielens
 import movielens_dlrm
 import paired
-import report
+import results
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +112,9 @@ def test_the_result_is_said_in_words_and_in_narrow_lines(leads, said, capsys):
         "gsnr-lamb": runs_of("gsnr-lamb", np.add(base, leads), rate=0.015, l2=0.0003),
         "gsnr-adam": runs_of("gsnr-adam", base),
     }
-    (found,) = report.compare(kept)
-    report.print_table(kept)
-    report.print_difference(found)
+    (found,) = results.compare(kept)
+    results.print_table(kept)
+    results.print_difference(found)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == said
     assert max(map(len, lines)) < 68, lines
@@ -126,7 +126,7 @@ def test_the_result_is_said_in_words_and_in_narrow_lines(leads, said, capsys):
 
 def test_the_last_optimizer_is_the_base_of_all_others():
     tests = {"gsnr-adam": [0.8, 0.81], "adam": [0.7, 0.71], "lamb": [0.6, 0.61]}
-    found = report.compare({name: runs_of(name, values) for name, values in tests.items()})
+    found = results.compare({name: runs_of(name, values) for name, values in tests.items()})
     assert [(f["optimizer"], f["base"], f["seeds"]) for f in found] == [
         ("gsnr-adam", "lamb", 2), ("adam", "lamb", 2),
     ]  # fmt: skip
@@ -140,7 +140,7 @@ def test_the_setting_with_the_best_validation_is_kept_whatever_the_test_rows_say
         *runs_of("adam", [0.6], rate=0.01, l2=0.1, valid=0.72),
         *runs_of("adam", [0.8], rate=0.02, l2=0.0, valid=0.71),
     ]
-    assert report.best_setting(report.group(runs), "adam") == ("adam", 0.01, 0.1)
+    assert results.best_setting(results.group(runs), "adam") == ("adam", 0.01, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,11 @@ def test_the_setting_with_the_best_validation_is_kept_whatever_the_test_rows_say
 def test_a_best_value_at_the_end_of_the_grid_is_told(setting, told, capsys):
     rates, decays = [0.01, 0.02, 0.04], [0.0, 0.001, 0.01]
     grid = {("adam", rate, l2): [] for rate in rates for l2 in decays}
-    report.print_ends(grid, "adam", setting)
+    results.print_ends(grid, "adam", setting)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"adam: the best {what}, ends the grid: try beyond it" for what in told]
 
 
 def test_a_single_setting_is_no_grid_that_could_end(capsys):
-    report.print_ends({("adam", 0.01, 0.001): []}, "adam", (0.01, 0.001))
+    results.print_ends({("adam", 0.01, 0.001): []}, "adam", (0.01, 0.001))
     assert capsys.readouterr().out == ""

@@ -76,9 +76,7 @@ def test_one_rank_here_needs_no_horovod(script, without_horovod, tmp_path, capfd
 
 
 def test_a_quiet_job_says_why_it_failed_to_who_started_it(script, tmp_path, capfd):
-    job = Background(
-        Job(command=[script(FAIL)], ranks=1, quiet=True, folder=tmp_path / "saved")
-    )
+    job = Background(Job(command=[script(FAIL)], ranks=1, quiet=True, folder=tmp_path / "saved"))
     assert job.wait(SECONDS) == 1
     assert not job.alive
     assert job.job.failure.startswith("Rank 0 failed: exit code 1.")
@@ -88,9 +86,7 @@ def test_a_quiet_job_says_why_it_failed_to_who_started_it(script, tmp_path, capf
 
 def test_a_job_beside_this_process_is_ended(script, tmp_path):
     folder = tmp_path / "saved"
-    job = Background(
-        Job(command=[script(WAIT)], ranks=1, quiet=True, folder=folder, grace=5)
-    )
+    job = Background(Job(command=[script(WAIT)], ranks=1, quiet=True, folder=folder, grace=5))
     saved, waiting = folder / "rank-0.log", threading.Event()
     for _ in range(10 * SECONDS):
         if saved.exists() and "ready" in saved.read_text():
@@ -108,9 +104,7 @@ def test_a_job_that_cannot_start_says_so_where_it_is_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_trial_has_the_threads_of_the_job_that_will_run(
-    script, tmp_path, monkeypatch, ranks
-):
+def test_a_trial_has_the_threads_of_the_job_that_will_run(script, tmp_path, monkeypatch, ranks):
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         monkeypatch.delenv(name, raising=False)
     path = script(SETTINGS)

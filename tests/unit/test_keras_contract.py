@@ -75,9 +75,7 @@ def test_config_round_trip(row):
     config = optimizer.get_config()
     again = type(optimizer).from_config(copy.deepcopy(config))
     assert again.get_config() == config
-    by_name = keras.saving.deserialize_keras_object(
-        keras.saving.serialize_keras_object(optimizer)
-    )
+    by_name = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
     assert type(by_name) is type(optimizer)
     assert by_name.get_config() == config
     assert config["communicator"] == "local"
@@ -191,9 +189,7 @@ def test_learning_rate(row):
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.25, 0.125])
     scheduled = run(row.make(learning_rate=schedule, gradient_accumulation_steps=K), 2)
     rates = iter([0.25, 0.125])
-    called = run(
-        row.make(learning_rate=lambda: next(rates), gradient_accumulation_steps=K), 2
-    )
+    called = run(row.make(learning_rate=lambda: next(rates), gradient_accumulation_steps=K), 2)
     optimizer = row.make(learning_rate=0.25, gradient_accumulation_steps=K)
     rule = row.make_reference(learning_rate=0.25)
     variables, weights = PROBLEM.variables(), PROBLEM.weights
@@ -317,9 +313,7 @@ def test_loss_scale_factor(row):
     scaled = PROBLEM._replace(
         samples=[[[8 * g for g in sample] for sample in u] for u in PROBLEM.samples]
     )
-    assert_same(
-        run(optimizer, problem=scaled), run(row.make(gradient_accumulation_steps=K))
-    )
+    assert_same(run(optimizer, problem=scaled), run(row.make(gradient_accumulation_steps=K)))
 
 
 # ---- gradients of every kind ------------------------------------------------------

@@ -20,9 +20,7 @@ def test_hosts():
     assert list(hosts.parse("z:1,a:1")) == ["z", "a"]
 
 
-@pytest.mark.parametrize(
-    "text", ["a", "a:0", "a:-1", "a:two", "", "a:1,,b:1", "a b:1", "a:1,a:2"]
-)
+@pytest.mark.parametrize("text", ["a", "a:0", "a:-1", "a:two", "", "a:1,,b:1", "a b:1", "a:1,a:2"])
 def test_hosts_that_cannot_be(text):
     with pytest.raises(CannotStart):
         hosts.parse(text)
@@ -140,9 +138,7 @@ def horovodrun(*arguments):
 
 
 def test_options_reach_horovodrun_and_arguments_the_script():
-    options, run = horovodrun(
-        "--hosts", "a:4,b:4", "--ssh-port", 2222, SCRIPT, "--np", 9
-    )
+    options, run = horovodrun("--hosts", "a:4,b:4", "--ssh-port", 2222, SCRIPT, "--np", 9)
     assert options[:4] == ["--gloo", "--disable-cache", "-np", "8"]
     assert options[4:] == ["-H", "a:4,b:4", "--ssh-port", "2222"]
     assert run == [str(SCRIPT), "--np", "9"]
@@ -201,10 +197,16 @@ def test_unequal_versions_are_a_table_of_who_has_what(monkeypatch):
     lines = str(raised.value).splitlines()
     assert max(map(len, lines)) <= 80
     heading = next(line for line in lines if line.startswith("hosts"))
-    assert (
-        heading.split()
-        == "hosts Python TensorFlow Keras (!) Horovod gsnr_tf (!)".split()
-    )
+    assert heading.split() == [
+        "hosts",
+        "Python",
+        "TensorFlow",
+        "Keras",
+        "(!)",
+        "Horovod",
+        "gsnr_tf",
+        "(!)",
+    ]
     alike = next(line for line in lines if line.startswith("node1, node3"))
     assert alike.split()[2:6] == ["3.11.7", "2.21.0", "3.15.1", "0.28.1"]
     other = next(line for line in lines if line.startswith("node2"))
@@ -409,9 +411,7 @@ def test_each_rank_that_failed_leaves_an_error_file(tmp_path):
 
 
 def test_where_no_rank_failed_horovodrun_has_the_last_word():
-    output, _, error = taken(
-        "could not connect\nTraceback (most recent call last):\n  x\nE: y\n"
-    )
+    output, _, error = taken("could not connect\nTraceback (most recent call last):\n  x\nE: y\n")
     assert output.culprit() is None
     assert output.explanation().endswith("  x\nE: y\n")
     assert error == "horovodrun | could not connect\n"

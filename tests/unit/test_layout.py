@@ -43,9 +43,7 @@ def test_a_block_belongs_to_one_variable():
         assert owners <= {place}
 
 
-@given(
-    st.lists(st.integers(0, 400), min_size=1, max_size=12), st.integers(1, 200)
-)
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=12), st.integers(1, 200))
 def test_every_variable_is_in_one_bucket_and_large_ones_travel_alone(sizes, full):
     layout = layout_of([(size,) for size in sizes], 4 * full)
     inside = [index for bucket in layout.buckets for index in bucket.indices]

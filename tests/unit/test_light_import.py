@@ -12,9 +12,9 @@ import pytest
 
 import gsnr_tf
 from gsnr_tf import _keras_names, cli, comm, engine
-from gsnr_tf.schedules import WarmupCosineLR
 from gsnr_tf.optimizers import DistributedOptimizer, GSNRAdam, GSNRLamb, GSNRLars
 from gsnr_tf.resilience import LossScaleOptimizer
+from gsnr_tf.schedules import WarmupCosineLR
 from tests import processes
 
 PACKAGE = Path(gsnr_tf.__file__).parent
@@ -197,9 +197,7 @@ def test_another_backend_is_refused_with_what_to_do(tmp_path, how):
         (tmp_path / "keras.json").write_text('{"backend": "jax"}')
     done = processes.run(processes.python("-c", "import gsnr_tf"), SECONDS, **environment)
     assert done.code == 1
-    assert "gsnr_tf needs Keras on TensorFlow. Received: the Keras backend 'jax'." in (
-        done.output
-    )
+    assert "gsnr_tf needs Keras on TensorFlow. Received: the Keras backend 'jax'." in (done.output)
 
 
 def test_the_signatures_are_those_of_what_is_installed():

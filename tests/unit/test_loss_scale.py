@@ -244,9 +244,7 @@ def test_the_scale_stays_above_its_minimum():
     assert scales_of(limited(min_scale=5.0), [0, 0, 0, 1]) == [8, 5, 5, 5]
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"hysteresis": 0}, {"min_scale": -1.0}, {"min_scale": 17.0}]
-)
+@pytest.mark.parametrize("arguments", [{"hysteresis": 0}, {"min_scale": -1.0}, {"min_scale": 17.0}])
 def test_limits_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="Received: .*scale=|Received: hysteresis=0"):
         limited(**arguments)
@@ -254,7 +252,5 @@ def test_limits_out_of_range_are_refused(arguments):
 
 def test_limits_survive_the_config():
     optimizer = limited(hysteresis=3, min_scale=2.0)
-    again = keras.saving.deserialize_keras_object(
-        keras.saving.serialize_keras_object(optimizer)
-    )
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
     assert (again.hysteresis, again.min_scale, again.initial_scale) == (3, 2.0, 16.0)

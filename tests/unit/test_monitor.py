@@ -129,9 +129,7 @@ def test_large_variables_are_counted_by_a_part_of_their_elements():
     optimizer = gsnr_tf.GSNRSGD(0.1, gradient_accumulation_steps=8)
     optimizer.build([variable, other])
     optimizer.watch(1)
-    samples = [
-        [0.3 + RNG.normal(size=(700, 64)), 0.3 + RNG.normal(size=10)] for _ in range(8)
-    ]
+    samples = [[0.3 + RNG.normal(size=(700, 64)), 0.3 + RNG.normal(size=10)] for _ in range(8)]
     feed(optimizer, [variable, other], samples)
     summary = optimizer.watched().summary
     np.testing.assert_allclose(summary.r_counts.sum(1), [44800, 10], rtol=1e-4)
@@ -166,7 +164,7 @@ def test_fit_is_recorded(tmp_path):
 
 
 def documented(name):
-    group, rest = name.split("/", 1)
+    group, _rest = name.split("/", 1)
     return name in KEYS or group == "variable" or f"{group}/<metric>" in KEYS
 
 
@@ -269,9 +267,7 @@ def test_under_a_strategy_and_with_loss_scaling(tmp_path):
 
 
 def test_within_xla_there_is_no_clock(tmp_path):
-    model = model_with(
-        gsnr_tf.GSNRAdam(0.01, gradient_accumulation_steps=2), jit_compile=True
-    )
+    model = model_with(gsnr_tf.GSNRAdam(0.01, gradient_accumulation_steps=2), jit_compile=True)
     fit(model, [GSNRMonitor(tmp_path, every=2)], epochs=1)
     run = Run(tmp_path)
     assert run.series("progress/updates")[1].tolist() == [2, 4, 6]

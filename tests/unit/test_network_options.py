@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gsnr_tf import cli
-from gsnr_tf.benchmarks import hosts, report
+from gsnr_tf.benchmarks import hosts, tables
 from gsnr_tf.planning import calibrate, cost
 
 
@@ -52,9 +52,7 @@ def test_defaults_are_those_of_the_readme():
 @pytest.mark.parametrize("ranks, per_host", [("4", "3"), ("2", "2"), ("4", "0")])
 def test_hosts_that_ranks_do_not_fill(capsys, ranks, per_host):
     setting = ["--np", ranks, "--ranks-per-host", per_host]
-    assert "--np must be 2 or more times" in refused(
-        capsys, "bench", "network", *setting
-    )
+    assert "--np must be 2 or more times" in refused(capsys, "bench", "network", *setting)
 
 
 def test_without_the_tools_it_says_which_one_is_missing(tools, capsys):
@@ -66,9 +64,7 @@ def test_without_the_tools_it_says_which_one_is_missing(tools, capsys):
 def test_without_the_rights_it_says_so_and_stops(tools, capsys):
     for name in ("ip", "tc"):
         stand_in(tools, name, "exit 0")
-    stand_in(
-        tools, "unshare", "echo unshare failed: Operation not permitted >&2; exit 1"
-    )
+    stand_in(tools, "unshare", "echo unshare failed: Operation not permitted >&2; exit 1")
     assert cli.main(["bench", "network"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
@@ -97,9 +93,7 @@ def test_both_directions_of_a_link_are_shaped(monkeypatch):
         ("host1", "eth0", "1000000000bit"),
         (None, "port1", "1000000000bit"),
     }
-    delayed = [
-        (namespace, words[-4:-2]) for namespace, words in ran if "netem" in words
-    ]
+    delayed = [(namespace, words[-4:-2]) for namespace, words in ran if "netem" in words]
     assert delayed == [("host0", ("delay", "5000us")), ("host1", ("delay", "5000us"))]
 
 
@@ -132,9 +126,7 @@ def measured(costs, latency=0.0, headers=0.05):
                     "rows": [],
                 }
                 link = cost.Link(latency=latency, bandwidth=rate / 8 / (1 + headers))
-                cluster = cost.Cluster(
-                    hosts=ranks, ranks_per_host=1, between=link, within=link
-                )
+                cluster = cost.Cluster(hosts=ranks, ranks_per_host=1, between=link, within=link)
                 job = cost.Job(parameters=elements)
                 for contender, scheme in zip(("keras", "none", "slices"), cost.SCHEMES):
                     step = cost.step(scheme, job, cluster, costs.slowed(ranks / 2))
@@ -231,5 +223,5 @@ def test_plans_that_cannot_be_made(capsys, arguments, complaint):
 
 def test_the_table_counts_headers():
     answer = measured(TRUTH)[0]
-    table = report.network_table(answer)
+    table = tables.network_table(answer)
     assert list(table.columns[-1].cells) == ["5.0%"] * 3

@@ -30,9 +30,7 @@ def test_one_seed_tells_nothing_and_equal_differences_all():
 @pytest.mark.parametrize("size", [3, 8])
 def test_sign_flips_are_counted_exactly(size):
     values = RNG.normal(0.5, 1.0, size=size)
-    means = [
-        abs(np.dot(signs, values)) for signs in itertools.product([-1, 1], repeat=size)
-    ]
+    means = [abs(np.dot(signs, values)) for signs in itertools.product([-1, 1], repeat=size)]
     expected = np.mean(np.array(means) >= abs(values.sum()) * (1 - 1e-12))
     assert paired.sign_flip(values) == pytest.approx(expected)
     assert paired.sign_flip(np.abs(values)) == pytest.approx(2 / 2**size)

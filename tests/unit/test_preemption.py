@@ -67,9 +67,7 @@ def preempted(*arguments, **options):
 @pytest.mark.parametrize(
     ("batch", "last", "goes_on"), [(1, 1, (1, 0)), (2, 3, (1, 0)), (5, 5, (2, 0))]
 )
-def test_the_update_is_finished_and_the_next_start_goes_on(
-    tmp_path, batch, last, goes_on, capfd
-):
+def test_the_update_is_finished_and_the_next_start_goes_on(tmp_path, batch, last, goes_on, capfd):
     terminate, model = Terminate(1, batch), make_model()
     preempted(model, tmp_path / "s", terminate)
     assert terminate.seen[-1] == (1, last)
@@ -155,9 +153,12 @@ def engine_in(folder, accumulation=2):
 
 
 def assert_alike(model, other):
-    for one, two in (model.variables, other.variables), (
-        model.optimizer.variables,
-        other.optimizer.variables,
+    for one, two in (
+        (model.variables, other.variables),
+        (
+            model.optimizer.variables,
+            other.optimizer.variables,
+        ),
     ):
         for value, expected in zip(one, two, strict=True):
             np.testing.assert_array_equal(value, expected)

@@ -77,12 +77,8 @@ def options(parser, command):
             for name, inner in action.choices.items():
                 yield from options(inner, f"{command} {name}")
         elif not isinstance(action, argparse._HelpAction):
-            word = (
-                "/".join(action.option_strings) or (action.metavar or action.dest).upper()
-            )
-            words.append(
-                f"{word}={action.default}" if action.default is not None else word
-            )
+            word = "/".join(action.option_strings) or (action.metavar or action.dest).upper()
+            words.append(f"{word}={action.default}" if action.default is not None else word)
     if words and command:
         yield f"  gsnr-tf{command}: {', '.join(words)}"
 

@@ -1,5 +1,6 @@
 """What is trained next, and what is chosen: on losses that are made up."""
 
+import itertools
 import math
 import random
 
@@ -42,7 +43,7 @@ def test_rates_are_a_factor_apart_around_the_usual_one():
 
 def test_the_stages_of_a_race():
     plan = Plan(2, GRID)
-    end, known, stages = drive(plan, bowl(0.01))
+    end, _known, stages = drive(plan, bowl(0.01))
     names = [stage for stage, _ in stages]
     assert names == ["first third", "grid", "few", "all"]
     thirds, grid, few, all_seeds = (runs for _, runs in stages)
@@ -74,13 +75,13 @@ def test_every_contender_has_as_many_trials():
 
 @pytest.mark.parametrize("best", [0.3, 0.0004])
 def test_the_grid_grows_until_the_best_lies_within(best):
-    end, _, stages = drive(Plan(1, GRID), bowl(best))
+    end, _, _stages = drive(Plan(1, GRID), bowl(best))
     rates = end.grid.rates
     chosen = end.chosen[0].learning_rate
     assert rates[0] < chosen < rates[-1]
     assert 1 / race.STRIDE < chosen / best < race.STRIDE
     assert race.on_the_edge(Plan(1, GRID), end, 0) == []
-    assert len({b / a for a, b in zip(rates, rates[1:])}) == 1
+    assert len({b / a for a, b in itertools.pairwise(rates)}) == 1
 
 
 def test_values_grow_upwards_but_not_beyond_nothing_or_the_limit():
@@ -144,7 +145,7 @@ def lucky(run, rate=0.02, contender=0):
 
 
 def test_a_rate_whose_seeds_spread_is_dropped_for_all_with_the_higher_ones():
-    end, known, _ = drive(Plan(2, GRID), lucky)
+    end, _known, _ = drive(Plan(2, GRID), lucky)
     assert end.unstable == 0.02
     assert [setting.learning_rate for setting in end.chosen] == [0.01, 0.01]
     # The other contender's own seeds did not spread there.
@@ -186,7 +187,7 @@ def test_seeds_of_which_some_diverge_drop_a_rate():
             return math.inf
         return bowl(0.05)(run)
 
-    end, known, _ = drive(Plan(1, GRID), loss)
+    end, _known, _ = drive(Plan(1, GRID), loss)
     assert end.unstable == 0.04
     assert end.chosen[0].learning_rate == 0.02
     # No grid grows towards rates that are dropped, and the end it has is no caution.
@@ -246,7 +247,9 @@ def test_the_work_left_falls_to_nothing():
         run = now.runs[0]
         spent = race.cost(run, known)
         known[run] = bowl(0.01)(run)
-        assert race.cost_left(plan, known, race.state(plan, known)) == pytest.approx(left[-1] - spent)
+        assert race.cost_left(plan, known, race.state(plan, known)) == pytest.approx(
+            left[-1] - spent
+        )
     assert race.cost_left(plan, known, race.state(plan, known)) == 0
     assert left[0] == pytest.approx(2 * (15 * 2 / 3 + 8 * 2 * 2 / 3 + 4 * 2 + 4))
     assert race.cost(Run(0, GRID.settings()[0], 1, False), {}) == pytest.approx(1 / 3)

@@ -64,18 +64,16 @@ class Driver:
 def served():
     """The server, its port, what the paths of those who know the token begin with."""
     server = rendezvous.Rendezvous()
-    assert server.start(driver := Driver()) is server
+    driver = Driver()
+    assert server.start(driver) is server
     port = server.listen("127.0.0.1")
-    yield SimpleNamespace(
-        server=server, driver=driver, port=port, root=f"/{server.token}:{port}"
-    )
+    yield SimpleNamespace(server=server, driver=driver, port=port, root=f"/{server.token}:{port}")
     server.stop()
 
 
 def test_values_are_kept_until_all_ranks_have_left(served):
     slots = [
-        SimpleNamespace(hostname="a", local_rank=i, local_size=2, cross_size=1)
-        for i in range(2)
+        SimpleNamespace(hostname="a", local_rank=i, local_size=2, cross_size=1) for i in range(2)
     ]
     served.server.init(slots)
     path = f"{served.root}/global/0"
@@ -199,9 +197,7 @@ def test_strangers_who_say_nothing_are_few_and_are_hung_up_on(served):
     strangers = []
     try:
         for _ in range(3 * rendezvous._STRANGERS):
-            strangers.append(
-                socket.create_connection(("127.0.0.1", served.port), SECONDS)
-            )
+            strangers.append(socket.create_connection(("127.0.0.1", served.port), SECONDS))
         assert answer(served.port, f"{served.root}/global/0")[0] == 404
         deadline = time.monotonic() + SECONDS
         while threading.active_count() - before > rendezvous._STRANGERS:

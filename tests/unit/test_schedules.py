@@ -176,12 +176,8 @@ def test_the_cosine_of_comparisons_rises_over_a_tenth_and_falls_to_nothing():
 
 
 def test_the_cosine_stays_at_its_end():
-    schedule = SCHEDULES["WarmupCosineLR"](
-        0.1, 12, warmup_num_steps=4, cos_min_ratio=0.01
-    )
-    np.testing.assert_allclose(
-        [float(schedule(t)) for t in (12, 13, 40)], 0.001, rtol=1e-6
-    )
+    schedule = SCHEDULES["WarmupCosineLR"](0.1, 12, warmup_num_steps=4, cos_min_ratio=0.01)
+    np.testing.assert_allclose([float(schedule(t)) for t in (12, 13, 40)], 0.001, rtol=1e-6)
 
 
 def test_a_late_update_still_counts():

@@ -29,9 +29,7 @@ def schedule():
 
 def gsnr(**arguments):
     """At γ = 1 it is SGD: the weight walks minus the rate at each update."""
-    return gsnr_tf.GSNRSGD(
-        schedule(), gamma=1.0, gradient_accumulation_steps=K, **arguments
-    )
+    return gsnr_tf.GSNRSGD(schedule(), gamma=1.0, gradient_accumulation_steps=K, **arguments)
 
 
 def base():

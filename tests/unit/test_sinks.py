@@ -51,9 +51,9 @@ def test_all_sinks_hold_the_same(tmp_path):
     write(tmp_path, 100, 200)
     run = Run(tmp_path)
     np.testing.assert_array_equal(run.series("train/loss"), [[100, 200], [0.01, 0.005]])
-    steps, matrix = run.of_variables("r_mean")
+    _, matrix = run.of_variables("r_mean")
     np.testing.assert_array_equal(matrix, [[100, np.nan], [200, np.nan]])
-    steps, edges, counts = run.histograms("r")
+    _steps, edges, counts = run.histograms("r")
     assert edges.tolist() == [1, 2, 4] and counts.tolist() == [[100, 0], [200, 0]]
     assert run.sizes.tolist() == [6, 1] and run.names("train") == ["train/loss"]
 

@@ -55,9 +55,7 @@ def test_skips_that_are_not_in_a_row_do_not_end_it():
 
 
 def test_no_limit():
-    optimizer = gsnr_tf.GSNRAdam(
-        0.01, gradient_accumulation_steps=2, max_consecutive_skips=None
-    )
+    optimizer = gsnr_tf.GSNRAdam(0.01, gradient_accumulation_steps=2, max_consecutive_skips=None)
     fit(make_model(optimizer), range(12), epochs=4)
     assert int(optimizer.consecutive_skips) == 24
 

@@ -183,9 +183,7 @@ def test_0_is_no_limit(waiting, monkeypatch):
 
 
 @pytest.mark.parametrize("said", LOST[2:])
-def test_an_elastic_job_whose_rank_is_dead_is_left_to_horovod(
-    waiting, monkeypatch, capsys, said
-):
+def test_an_elastic_job_whose_rank_is_dead_is_left_to_horovod(waiting, monkeypatch, capsys, said):
     monkeypatch.setenv("HOROVOD_ELASTIC", "1")
     watch = waiting(said)
     watch.after(61)
@@ -207,9 +205,7 @@ def test_an_elastic_job_whose_rank_left_would_come_there_again(waiting, monkeypa
 MEETS = {**TRAINS, "kind": "meets", "place": "gsnr.metrics", "where": "train.py:7"}
 
 
-def test_ranks_that_wait_for_each_other_in_two_places_are_lost(
-    waiting, monkeypatch, capsys
-):
+def test_ranks_that_wait_for_each_other_in_two_places_are_lost(waiting, monkeypatch, capsys):
     """One has a batch fewer: it is at the end of the epoch, the other in an update."""
     watch = waiting(MEETS)
     watch.after(61)

@@ -54,9 +54,7 @@ def test_replicas_equal_one_process_that_holds_their_samples(mirrored, optimizer
 
 def test_so_do_replicas_that_never_meet(monkeypatch):
     """TPUs stay in the replica, with collectives there; other devices can, too."""
-    monkeypatch.setattr(
-        mirrored_strategy.MirroredExtended, "_use_merge_call", lambda self: False
-    )
+    monkeypatch.setattr(mirrored_strategy.MirroredExtended, "_use_merge_call", lambda self: False)
     strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(REPLICAS)])
     compare_with_one_process(strategy, "adam", 3)
 
@@ -75,9 +73,7 @@ def compare_with_one_process(mirrored, optimizer, steps):
     def step(gradients):
         # By convention the loss of a replica is divided by their number.
         scaled = [g / REPLICAS for g in gradients]
-        mirrored.run(
-            lambda g: trained.apply_gradients(zip(g, weights)), args=(spread(scaled),)
-        )
+        mirrored.run(lambda g: trained.apply_gradients(zip(g, weights)), args=(spread(scaled),))
 
     def spread(stacked):
         def of_replica(g):

@@ -1,10 +1,11 @@
 """The search for sizes, with jobs that only say how fast they are."""
 
+import itertools
 import json
 
 import pytest
 
-from gsnr_tf.engine import ConfigError, read, trial, tune
+from gsnr_tf.engine import ConfigError, read, tune, tune_trial
 from gsnr_tf.engine.build import optimizer_arguments
 from gsnr_tf.engine.tune import Result
 
@@ -39,7 +40,7 @@ def test_micro_batches_divide_the_training_batch():
     for train in (90, 91, 96, 360):
         found = sizes(config(train, "SGD"), 1)
         assert found[-1] == train and all(train % size == 0 for size in found)
-        assert all(2 * a <= b for a, b in zip(found, found[1:]))
+        assert all(2 * a <= b for a, b in itertools.pairwise(found))
 
 
 def searched(job, speeds, ranks=1):
@@ -94,7 +95,7 @@ def test_bucket_sizes_are_tried_with_the_fastest_micro_batch():
     found = tune.best(tune.search(job, 2, run, lambda result: None))
     assert tried[:2] == [(2, 1000), (4, 1000)]
     assert tried[2:] == [(2, 2**power) for power in (18, 20, 22, 24)]
-    values = trial.merged(job.model_dump(), found.changes)
+    values = tune_trial.merged(job.model_dump(), found.changes)
     assert values["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 2**20}
     _, arguments = optimizer_arguments(read(values), read(values).batch(2))
     assert arguments["bucket_bytes"] == 2**22 and arguments["sharding"] == "slices"
@@ -107,9 +108,9 @@ def test_without_slices_there_are_no_buckets_to_try():
 
 def trial_of(monkeypatch, changes):
     """The trial of a process that `gsnr-tf tune` has started."""
-    for name, value in trial.described(changes, "x").items():
+    for name, value in tune_trial.described(changes, "x").items():
         monkeypatch.setenv(name, value)
-    return trial.Trial.of_environment()
+    return tune_trial.TuneTrial.of_environment()
 
 
 def test_a_trial_has_the_batch_that_it_is_told(monkeypatch):
@@ -123,7 +124,7 @@ def test_a_trial_has_the_batch_that_it_is_told(monkeypatch):
 
 
 def test_only_what_starts_the_engine_asks_whether_it_is_a_trial(monkeypatch):
-    assert trial.Trial.of_environment() is None
+    assert tune_trial.TuneTrial.of_environment() is None
     trial_of(monkeypatch, {"train_batch_size": 8})
     values = {"train_batch_size": 4, "optimizer": {"type": "SGD"}}
     assert read(values).train_batch_size == 4

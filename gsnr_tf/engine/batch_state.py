@@ -8,7 +8,7 @@ from gsnr_tf.resilience import CheckpointError
 _EVERY = 10
 
 
-class Updates:
+class BatchState:
     """The updates of a job so far, and the batch of the next.
 
     Args:

@@ -79,8 +79,7 @@ def page(run):
     escape = html.escape
     title = f"{run.info['optimizer']} on {run.info['model']}"
     facts = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
-        for name, value in _facts(run)
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _facts(run)
     )
     says = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(run))
     drawn = "".join(
@@ -105,8 +104,7 @@ def _facts(run):
     info = run.info
     arguments = info.get("arguments", {})
     last = {
-        name: run.last(name)
-        for name in ("batch/examples", "batch/samples", "batch/accumulation")
+        name: run.last(name) for name in ("batch/examples", "batch/samples", "batch/accumulation")
     }
     if all(value is not None for value in last.values()):
         batch, samples, accumulation = last.values()
@@ -127,9 +125,7 @@ def _facts(run):
         yield "Learning rate", f"{rate:.4g} at the end"
     shown = ("estimator", "gamma", "ceiling", "second_moment", "weight_decay", "sharding",
              "clipnorm", "global_clipnorm", "clipvalue", "use_ema")  # fmt: skip
-    given = [
-        f"{n}={arguments[n]}" for n in shown if arguments.get(n) not in (None, False)
-    ]
+    given = [f"{n}={arguments[n]}" for n in shown if arguments.get(n) not in (None, False)]
     yield "Arguments", ", ".join(given)
     yield "Started", info["started"].replace("T", " ")
     yield "Versions", ", ".join(f"{n} {v}" for n, v in info["versions"].items())
@@ -141,9 +137,7 @@ def _svg(figure, name):
     # Without a date, the same run makes the same file.
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = re.sub(
-        r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S
-    )
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)
 
 

@@ -40,7 +40,7 @@ def merged(values, changes):
     return values
 
 
-class Trial:
+class TuneTrial:
     """Measures updates, reports, and ends the job.
 
     Args:
@@ -53,7 +53,7 @@ class Trial:
 
     @classmethod
     def of_environment(cls):
-        """The `Trial` that this process is, or `None`."""
+        """The `TuneTrial` that this process is, or `None`."""
         told = os.environ.get(VARIABLE)
         return cls(**json.loads(told)) if told else None
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 PHASES = ("forward", "backward", "communication", "update")
 
 
-class Breakdown:
+class PhaseTimer:
     """Times one model's train steps, from its making on.
 
     Make it before the train step is traced. It replaces `compute_loss` of the model and

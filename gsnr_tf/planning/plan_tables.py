@@ -9,9 +9,7 @@ WIDTH = 80
 
 
 def _table(title, *headings):
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False
-    )
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for heading in headings:
         table.add_column(heading, justify="right")
     return table
@@ -104,8 +102,7 @@ def comparison_table(compared):
     worst = max(compared, key=lambda one: abs(one.error))
     within = sum(abs(one.error) <= 0.25 for one in compared)
     table.caption = (
-        f"{within} of {len(compared)} within 25%; the farthest is "
-        f"{100 * worst.error:+.0f}%"
+        f"{within} of {len(compared)} within 25%; the farthest is {100 * worst.error:+.0f}%"
     )
     table.caption_justify = "left"
     return table

@@ -120,8 +120,8 @@ def _cells(outcome):
         outcome.contender,
         f"{outcome.learning_rate:.3g}{rate}",
         "–" if outcome.regularizer is None else f"{outcome.regularizer:.3g}{value}",
-        summary.with_spread(outcome.scores),
-        summary.with_spread(outcome.gaps),
+        summary.with_std(outcome.scores),
+        summary.with_std(outcome.gaps),
         summary.reached(outcome.median_to_target("update")),
         summary.reached(outcome.median_to_target("seconds"), "{:.1f}"),
     ]
@@ -136,9 +136,7 @@ def _terminal_table(found, optimizer, task):
     )
     for name in COLUMNS:
         left = name == "contender"
-        table.add_column(
-            name, justify="left" if left else "right", no_wrap=not left, max_width=17
-        )
+        table.add_column(name, justify="left" if left else "right", no_wrap=not left, max_width=17)
     last = None
     for outcome in (o for o in found if o.optimizer == optimizer):
         if last not in (None, outcome.batch):
@@ -163,9 +161,7 @@ def page(study, task, found, lines):
         for name, draw in (("results", plots.results), ("rates", plots.rates)):
             figure = draw(found, optimizer, task.metric)
             file = study.folder / f"{name}-{optimizer}.png"
-            body.append(
-                _picture(figure, file, f"{optimizer}: {name}, numbers in the table")
-            )
+            body.append(_picture(figure, file, f"{optimizer}: {name}, numbers in the table"))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width">'
@@ -181,7 +177,8 @@ def _list(lines):
 def _html_table(found, optimizer, task):
     heads = [
         "batch", "contender", "k", "learning rate", task.regularizer or "regularizer",
-        f"test {task.metric}", "train-test gap", "updates to target", "seconds to target", "seconds a run",
+        f"test {task.metric}", "train-test gap", "updates to target", "seconds to target",
+        "seconds a run",
     ]  # fmt: skip
     rows, last = [], None
     for outcome in (o for o in found if o.optimizer == optimizer):

@@ -1,13 +1,13 @@
 """One configuration for all ranks, or a stop for all of them."""
 
-from gsnr_tf.engine import reading
+from gsnr_tf.engine import load
 from gsnr_tf.engine.errors import ConfigError
 
 
 def read(source, communicator, changes=None):
     """The `Config` of a source, with `changes`, the same on all ranks.
 
-    See `reading.read`.
+    See `load.read`.
 
     Raises:
         ConfigError: On all ranks: it cannot be used on some of them, or they differ;
@@ -16,7 +16,7 @@ def read(source, communicator, changes=None):
     """
     config, problem = None, None
     try:
-        config = reading.read(source, changes=changes)
+        config = load.read(source, changes=changes)
     except ConfigError as error:
         problem = str(error)
     values = None if config is None else flat(config.model_dump())

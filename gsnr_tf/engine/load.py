@@ -9,7 +9,7 @@ import pydantic
 from gsnr_tf.engine import deepspeed
 from gsnr_tf.engine.config import Config
 from gsnr_tf.engine.errors import ConfigError, nearest
-from gsnr_tf.engine.trial import merged
+from gsnr_tf.engine.tune_trial import merged
 
 
 def read(source, *, changes=None, make=True):
@@ -55,9 +55,7 @@ def _parsed(path):
         keys = [key for key, _ in pairs]
         twice = {key for key in keys if keys.count(key) > 1}
         if twice:
-            raise ConfigError(
-                f"{path} has {', '.join(map(repr, sorted(twice)))} twice."
-            )
+            raise ConfigError(f"{path} has {', '.join(map(repr, sorted(twice)))} twice.")
         return dict(pairs)
 
     def refuse(constant):

@@ -9,11 +9,10 @@ from gsnr_tf import comm
 from gsnr_tf.optimizers import consensus
 from gsnr_tf.optimizers.header import UpdateHeader
 
-
 _order = consensus.Order()
 
 
-class MeetsWorkers:
+class ConnectsWorkers:
     """The part of `DistributedStep` that knows who trains with whom.
 
     Ranks meet at the first training step, and not before: Keras builds optimizers in any
@@ -34,7 +33,7 @@ class MeetsWorkers:
         super().__init__(*args, **kwargs)
         self._number = _order.number()
 
-    def _meets_ranks(self):
+    def _has_ranks(self):
         """Whether the workers are ranks, of which nothing is known before they meet."""
         return comm.expects_ranks(self.communicator, self._distribution_strategy)
 
@@ -63,40 +62,39 @@ class MeetsWorkers:
             return
         if not self.built:
             raise ValueError(f"{self.name} is not built: call `build` before `connect`.")
-        if self._meets_ranks():
+        if self._has_ranks():
             # Asked here: Keras has the policy of a thread.
             policy = keras.config.dtype_policy().name
-            _outside_of_traces(self._meet_ranks, policy, root)
+            _outside_of_traces(self._connect_ranks, policy, root)
             self._shared = self._comm.broadcast(self._trainable_variables, root)
         else:
             self.check_workers()
         self._connected = True
 
-    def _meet_ranks(self, policy, root):
+    def _connect_ranks(self, policy, root):
         self._choose_workers()
         if self._comm.workers > 1:
             facts = {
                 "dtype policy": policy,
                 "a window that varies": self._varies,
                 "loss scaling": self._scaled_by,
-                "place among the optimizers in the order they were made":
-                    _order.place(self._number),
+                "place among the optimizers in the order they were made": _order.place(
+                    self._number
+                ),
             }
             facts = consensus.facts(self, self._trainable_variables, facts)
             number, by_rank = self._comm.introduce(facts)
             consensus.check(by_rank)
             # Names of collectives, which Keras' own, counted in each process, cannot be.
             self._collective = f"gsnr.{number}"
-            self._header = UpdateHeader(
-                self._comm, self._trainable_variables, self._layout.dtype
-            )
+            self._header = UpdateHeader(self._comm, self._trainable_variables, self._layout.dtype)
         self.check_workers()
         self._place_state(root)
 
     def disconnect(self):
         """Parts from the workers, in a job where they come and go. State stays, but for
         what other ranks hold of it."""
-        if self._meets_ranks():
+        if self._has_ranks():
             self._comm = self._header = None
         self._connected = False
 

@@ -6,18 +6,18 @@ from pathlib import Path
 import keras
 
 from gsnr_tf import comm
-from gsnr_tf.engine.breakdown import Breakdown
 from gsnr_tf.engine.flops import FlopsProfiler
+from gsnr_tf.engine.phases import PhaseTimer
 
 
-class Progress:
+class Reporter:
     """Observes the updates of an engine; all ranks alike, rank 0 speaks and writes.
 
     Args:
         engine: The `Engine`, whose optimizer is built and whose train step is not
             traced.
         communicator: The `Communicator`.
-        trial: The `Trial` that the job is, or `None`.
+        trial: The `TuneTrial` that the job is, or `None`.
     """
 
     def __init__(self, engine, communicator, trial=None):
@@ -28,12 +28,10 @@ class Progress:
         self._sinks = _sinks(config) if self._first else []
         self._breakdown = self._profiler = None
         if config.wall_clock_breakdown:
-            self._breakdown = Breakdown(engine.model, communicator)
+            self._breakdown = PhaseTimer(engine.model, communicator)
         if config.flops_profiler.enabled:
             profile = config.flops_profiler
-            self._profiler = FlopsProfiler(
-                engine, profile.profile_step, profile.output_file
-            )
+            self._profiler = FlopsProfiler(engine, profile.profile_step, profile.output_file)
         self._trial = trial
         self._meters = [m for m in (self._breakdown, self._profiler) if m is not None]
         self.restart()
@@ -136,7 +134,7 @@ def _sinks(config):
 
 
 class UpdateCallback(keras.callbacks.Callback):
-    """`Updates` and `Progress` under `fit`, where the loss is the mean of the epoch."""
+    """`BatchState` and `Reporter` under `fit`, where the loss is the mean of the epoch."""
 
     def __init__(self, updates, progress, specs):
         super().__init__()
