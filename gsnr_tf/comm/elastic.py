@@ -73,7 +73,7 @@ def _listen_on_job_interface():
     def find_port(server):
         return search(lambda any_address: server((addresses[0], any_address[1])))
 
-    find_port.address = addresses[0]
+    find_port.address = addresses[0]  # type: ignore[attr-defined]
     network.find_port = find_port
 
 

@@ -59,7 +59,7 @@ class Phase:
 def of_main_thread():
     """The `Phase` of the main thread."""
     main = threading.main_thread()
-    frame = sys._current_frames().get(main.ident) if main.is_alive() else None
+    frame = sys._current_frames().get(main.ident or 0) if main.is_alive() else None
     return of_frame(frame) if frame else Phase("ended", False, "")
 
 

@@ -34,7 +34,7 @@ _STILL_KNOWN = [
 
 _ended = threading.Event()
 _leave = threading.Event()
-_state = {"others": [], "needed": lambda: False, "failed": False}
+_state: dict = {"others": [], "needed": lambda: False, "failed": False}
 
 
 def lost_limit():

@@ -8,6 +8,7 @@ import pytest
 from gsnr_tf.engine import ConfigError, read, tune, tune_trial
 from gsnr_tf.engine.build import optimizer_arguments
 from gsnr_tf.engine.tune import Result
+from gsnr_tf.rules import registry
 
 
 def config(train=64, optimizer="GSNRLamb", estimator="paper", **tuning):
@@ -15,7 +16,7 @@ def config(train=64, optimizer="GSNRLamb", estimator="paper", **tuning):
         {
             "train_batch_size": train,
             "optimizer": {"type": optimizer},
-            "gsnr": {"estimator": estimator} if optimizer.startswith("GSNR") else {},
+            "gsnr": {"estimator": estimator} if registry.of(optimizer) else {},
             "autotuning": {"enabled": True, **tuning},
         }
     )
