@@ -123,7 +123,8 @@ def watch_together(gather):
     """
     hosts = gather(member.host())
     name = uuid.uuid4().hex
-    ranks = gather(Member(*_listening(len(set(hosts)) == 1), name))
+    addresses, secret = _listening(len(set(hosts)) == 1)
+    ranks = gather(Member(addresses, secret, name))
     rank = [one.name for one in ranks].index(name)
     stall.watch(_progress).follow(ranks, rank)
 
