@@ -150,11 +150,11 @@ def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_kinds(rule, params, other_names=()):
+def _check_kinds(rule, params, other_names=None):
     """Raises ValueError for what is not a number, or not true or false, and must be."""
     defaults = rule.arguments
     for key, value in params.items():
-        name = other_names.get(key, key)
+        name = (other_names or {}).get(key, key)
         if name not in defaults or (value is None and defaults[name] is None):
             continue
         default = defaults[name]

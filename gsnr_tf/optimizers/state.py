@@ -49,7 +49,7 @@ class WholeState:
     def load_own_variables(self, store):
         """Takes what `save_own_variables` stored, or warns that it does not fit."""
         state, saved = self.full_state(), _numbered(store)
-        if _STEPS not in store and self.window_state():
+        if _STEPS not in _names(store) and self.window_state():
             # Version 0.1 saved the window among the state, and its vectors behind it.
             state = self.all_state()
             saved = saved[: len(state)]
@@ -69,10 +69,10 @@ class WholeState:
     def _load_window(self, store):
         """Goes on within a saved window, or begins a whole one."""
         now = int(self.accumulation_steps)
-        before = int(np.asarray(store[_STEPS])) if _STEPS in store else now
+        before = int(np.asarray(store[_STEPS])) if _STEPS in _names(store) else now
         window = self.window_state()
         names = [_WINDOW.format(index) for index in range(len(window))]
-        if before == now and self.is_alone and names and all(n in store for n in names):
+        if before == now and self.is_alone and names and _names(store).issuperset(names):
             for variable, name in zip(window, names):
                 variable.assign(store[name])
             return
@@ -82,9 +82,14 @@ class WholeState:
         calls.assign(int(calls.numpy()) // before * now)
 
 
+def _names(store):
+    """What a store of Keras holds, which has keys and is no dict."""
+    return set(store.keys())
+
+
 def _numbered(store):
     """The values of `full_state`, in order."""
-    numbers = sorted(int(key) for key in store if str(key).isdigit())
+    numbers = sorted(int(name) for name in _names(store) if str(name).isdigit())
     return [store[str(number)] for number in numbers]
 
 

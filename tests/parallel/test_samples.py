@@ -159,7 +159,7 @@ def collectives(sharding, steps, tensors):
 
 # In branches that are only taken on the way to an error.
 IN_AN_ERROR = [("HorovodAllreduce", "fingerprints"), ("HorovodAllreduce", "finite")]
-WHOLE = [("HorovodAllreduce", "mean"), ("HorovodAllreduce", "spread")]
+WHOLE = [("HorovodAllreduce", "mean"), ("HorovodAllreduce", "m2")]
 SLICES = [
     ("HorovodAllgather", "weights"),
     ("HorovodAllreduce", "norms"),
@@ -175,7 +175,7 @@ SLICES = [
         ("none", None, WHOLE),
         ("none", 2, WHOLE),
         ("slices", None, SLICES),
-        ("slices", 2, [*SLICES, ("HorovodAlltoall", "spread")]),
+        ("slices", 2, [*SLICES, ("HorovodAlltoall", "m2")]),
     ],
 )
 def test_a_bucket_takes_as_many_collectives_whatever_is_in_it(

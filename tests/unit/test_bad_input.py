@@ -32,7 +32,7 @@ def variable():
         ({"ceiling": float("nan")}, "Received: ceiling=nan"),
         (
             {"estimator": "literal"},
-            r"estimator must be one of \('paper', 'robust'\). Received: 'literal'",
+            r"estimator must be one of \('paper', 'robust', 'james_stein'\). Received: 'literal'",
         ),
         (
             {"clipnorm": 1.0, "clipvalue": 2.0},

@@ -179,7 +179,7 @@ def test_ranks_of_several_hosts_listen_where_gloo_does(monkeypatch):
         "eth0": [address(socket.AF_INET6, "fd00::2"), address(socket.AF_INET, "10.0.0.2")],
         "eth1": [address(socket.AF_INET, "192.0.2.7")],
     }
-    monkeypatch.setattr(member.psutil, "net_if_addrs", lambda: known)
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: known)
     monkeypatch.setenv("HOROVOD_GLOO_IFACE", "eth1")
     assert member.addresses(one_host=False) == ["192.0.2.7"]
     # Under MPI nobody says which interface it is.
