@@ -1,8 +1,8 @@
 """Time and bytes of an update over a network, on each rank of a cluster.
 
-`cluster` starts this on every host. Of the contenders of `step` each has a
-quiet twin that does the same without a word to the others: its time is what computing
-takes, on cores that the ranks of this machine share.
+`cluster` starts this on every host. Each contender of `step` is also run with collectives that
+stay within the rank: its time is then what computing takes, on cores that the ranks of this
+machine share.
 """
 
 import contextlib
@@ -90,14 +90,14 @@ def _step(contender, rule, layers):
 
 @functools.lru_cache(maxsize=1)
 def _steps(rule, elements, tensors):
-    """A step of each contender, then their quiet twins."""
+    """A step of each contender, then the same with collectives within the rank."""
     layers = contenders.shapes(elements, tensors)
-    talking = [_step(contender, rule, layers) for contender in CONTENDERS]
-    quiet = [_step(contender, rule, layers) for contender in CONTENDERS]
+    networked = [_step(contender, rule, layers) for contender in CONTENDERS]
+    local = [_step(contender, rule, layers) for contender in CONTENDERS]
     with silence():
-        for twin in quiet:
-            twin()
-    return talking, quiet, sum(int(np.prod(shape)) for shape in layers)
+        for step in local:
+            step()
+    return networked, local, sum(int(np.prod(shape)) for shape in layers)
 
 
 def _meet():

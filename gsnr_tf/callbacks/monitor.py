@@ -216,7 +216,7 @@ class GSNRMonitor(keras.callbacks.Callback):
         )
 
     def _write_begin(self):
-        # What is on record beyond this point is of a training that was given up.
+        # Readers ignore what an earlier run recorded after this point: it was killed.
         self._write([("progress/begun", self._updates)])
 
     def _write(self, events):

@@ -40,8 +40,8 @@ class BatchSizeRamp(keras.callbacks.Callback):
         max_joined: Int, how many batches of the dataset may become one micro-batch; a
             power of two. Defaults to 1.
         share: Float, which part of the noise scale the batch may reach. Defaults to 1.
-        every: Int, updates from look to look. Where a `GSNRMonitor` watches, its own
-            `every` counts if it comes later in the list. Defaults to 10.
+        every: Int, the ramp looks at the noise every so many updates. Where a `GSNRMonitor`
+            comes later in the list of callbacks, its `every` counts. Defaults to 10.
 
     Attributes:
         history: List of dicts, one for each doubling: "update", "accumulation",

@@ -4,7 +4,7 @@ from gsnr_tf.callbacks import BatchSizeRamp
 from gsnr_tf.optimizers.inner import inner_optimizer
 from gsnr_tf.resilience import CheckpointError
 
-# Updates from look to look, where nothing else is asked for.
+# The ramp reads a record every so many updates, unless the configuration says otherwise.
 _EVERY = 10
 
 

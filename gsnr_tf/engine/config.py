@@ -277,8 +277,8 @@ class BatchRamp(Section):
     every: Count | None = Field(
         default=None,
         description=(
-            "Updates from look to look, of which 5 come before each doubling. Not "
-            "given: `gsnr.monitor_interval`, else 10."
+            "The ramp looks at the noise every so many updates, and at least 5 times before "
+            "each doubling. Not given: `gsnr.monitor_interval`, else 10."
         ),
     )
 

@@ -33,9 +33,10 @@ FAMILY_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). D
             update, else "micro_batch". Defaults to "auto".
         sharding: "slices" (under Horovod each rank takes the statistics, computes the
             update and keeps the state of one slice; see gsnr_tf/sharding), "none"
-            (every worker updates all parameters) or "auto": "slices" wherever there
-            are ranks to share, but for more than 3 ranks on a host where hosts have
-            unlike numbers of them or the job is elastic. Defaults to "auto".
+            (every worker updates all parameters) or "auto". "auto" is "slices" under
+            Horovod, with one exception: "none" where a host has more than 3 ranks and
+            either hosts have different numbers of ranks or the job is elastic.
+            Defaults to "auto".
         bucket_bytes: Int. Gradients travel in buckets of about this size as backward
             yields them, larger ones alone. Defaults to 4 MiB.
         communication_dtype: "float32", "bfloat16" or "float16": how gradients travel

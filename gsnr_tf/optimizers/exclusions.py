@@ -50,7 +50,7 @@ def selected(variables, exclude, exclude_vectors=False):
 class ExcludesFromDecay:
     """Keras' way to exclude variables from decay, by method, beside the constructor's."""
 
-    # Told by method, and so no part of the config, as in Keras.
+    # Excluded by a method, and therefore not in the config, as in Keras.
     _also_not_decayed = ()
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):

@@ -102,8 +102,8 @@ class Update:
             return self._comm.each(observe, statistics, scales)
 
         if self.exchange.partitioned:
-            # The state before the step, which this reads, is free again before all
-            # ranks have sent what they observed.
+            # Sampled here, and sent later: the state before the step can be freed without
+            # waiting for the other ranks.
             own = self.telemetry.when_due(sampled)
 
             def sampled():
