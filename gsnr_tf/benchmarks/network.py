@@ -118,11 +118,11 @@ def _bytes_of(one_step):
 
 def measure(rule, elements, tensors, rounds):
     """What `cluster` is answered: a dict with a row for each contender."""
-    talking, quiet, exact = _steps(rule, elements, tensors)
-    seconds = step.measure([*talking, *quiet], rounds)
+    networked, local, exact = _steps(rule, elements, tensors)
+    seconds = step.measure([*networked, *local], rounds)
     rows = []
     for index, contender in enumerate(CONTENDERS):
-        wire, handed = _bytes_of(talking[index])
+        wire, handed = _bytes_of(networked[index])
         rows.append(
             {
                 "contender": contender,

@@ -24,7 +24,7 @@ _STALL_LIMITS = {
 _PAUSE_LIMIT = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "300"}
 
 # So many ranks of a host send (r+1)/2 times the bytes of an allreduce through its link
-# if all ranks exchange at once, and twice as many without owners.
+# if all ranks exchange at once, and twice as many without shards.
 _FEW = 3
 
 # Horovod knows a collective by the name of its operation, to which TensorFlow adds that of

@@ -38,10 +38,10 @@ def james_stein(mean, variance, samples):
         Tensor `[rows, 1]` in [0, 1], 0 where the mean is 0.
     """
     width = mean.shape[1]
-    square, spread = row_moments(mean, variance)
+    square, row_variance = row_moments(mean, variance)
     if width <= 2:
-        return signal_share(tf.sqrt(square), spread, samples)
-    noise = spread / tf.cast(samples - 1, mean.dtype)
+        return signal_share(tf.sqrt(square), row_variance, samples)
+    noise = row_variance / tf.cast(samples - 1, mean.dtype)
     share = 1 - (width - 2) / width * tf.math.divide_no_nan(noise, square)
     return tf.where(square > 0, tf.maximum(share, 0), tf.zeros_like(share))
 
@@ -50,8 +50,8 @@ def _of_row(estimator):
     """An estimator by element, of the moments of rows."""
 
     def by_row(mean, variance, samples):
-        square, spread = row_moments(mean, variance)
-        return estimator(tf.sqrt(square), spread, samples)
+        square, row_variance = row_moments(mean, variance)
+        return estimator(tf.sqrt(square), row_variance, samples)
 
     return by_row
 

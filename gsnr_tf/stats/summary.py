@@ -83,17 +83,17 @@ def multiplier_bin(r, gamma, ceiling):
     return tf.cast(tf.clip_by_value(place, 0.0, MULTIPLIER_BINS - 1.0), tf.int32)
 
 
-def counts_by_bin(bins, weights, owner, variables, number):
+def counts_by_bin(bins, weights, variable_of, variables, number):
     """How many of the elements of each variable are in each bin.
 
     Args:
         bins: int32 tensor `[n]`, the bin of each element.
         weights: Tensor `[n]`, 1 for elements that count.
-        owner: int32 tensor `[n]`, the variable of each element.
+        variable_of: int32 tensor `[n]`, the index of the variable of each element.
         variables, number: Ints, how many variables and bins there are.
 
     Returns:
         Tensor `[variables, number]`.
     """
-    counts = tf.math.unsorted_segment_sum(weights, owner * number + bins, variables * number)
+    counts = tf.math.unsorted_segment_sum(weights, variable_of * number + bins, variables * number)
     return tf.reshape(counts, [variables, number])
