@@ -58,6 +58,7 @@ class MovieLensDLRM(Task):
     learning_rates = {"adam": 0.01, "lamb": 0.05, "momentum": 3.0}
     # Without it, the base lacks more than any form of GSNR gives.
     regularizer, regularizers = "l2", (0.0, 0.001, 0.003)
+    l2_pattern = "(user|movie)_embedding"
     sizes = {"default": {"width": 16}, "large": {"width": 64}}
 
     def load(self):

@@ -60,6 +60,11 @@ class Task(abc.ABC):
         regularizer: Name of what is tuned beside the learning rate, or `None`:
             "weight_decay", an argument of every optimizer, or an argument of
             `build_model`, such as "l2" or "dropout".
+        l2_pattern: Where `regularizer` is an L2 of some variables, a regular expression of
+            their paths. Optimizers of the GSNR family then get it as their argument `l2`,
+            whose form a contender may name (`l2_form=gated`), and not by way of
+            `build_model`; its value λ is the coefficient in the gradient, λθ. `None`: by
+            way of `build_model` for all.
         regularizers: Tuple of its values in the first grid, ascending. 0 is no
             regularizer, beyond which the grid does not grow.
         regularizer_limit: Float, the largest value that may be tried.
@@ -75,6 +80,7 @@ class Task(abc.ABC):
     target = None
     learning_rates = {}
     regularizer = None
+    l2_pattern = None
     regularizers = (None,)
     regularizer_limit = math.inf
     resplit = True

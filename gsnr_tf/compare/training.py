@@ -18,6 +18,29 @@ def updates_of(task, rows, batch):
     return int(task.epochs * rows) // batch
 
 
+def tuned(task, contender, value):
+    """Who gets the value of a task's regularizer.
+
+    Decay belongs to the step where an optimizer has an argument for it: L2 in the loss
+    would be taken for signal, since every sample of the gradient has it alike.
+
+    Args:
+        task: A `Task`.
+        contender: A `Contender`.
+        value: Float, or `None`.
+
+    Returns:
+        `(of_model, of_optimizer)`: arguments of `Task.build_model` and of the optimizer.
+    """
+    if task.regularizer is None:
+        return {}, {}
+    if task.regularizer == "weight_decay":
+        return {}, {"weight_decay": value}
+    if task.l2_pattern and contender.kind != "base":
+        return {}, {"l2": {task.l2_pattern: value}}
+    return {task.regularizer: value}, {}
+
+
 class Trainer:
     """A model, an optimizer and a traced update, used for run after run.
 
@@ -42,11 +65,8 @@ class Trainer:
         self._splits = Splits(data, task.resplit)
         self._peak = tf.Variable(0.0)
         schedule = WarmupCosine(self._peak, self.updates)
-        tuned = {} if task.regularizer is None else {task.regularizer: regularizer}
-        of_optimizer = tuned if task.regularizer == "weight_decay" else {}
-        self._build_model = functools.partial(
-            task.build_model, **{k: v for k, v in tuned.items() if k not in of_optimizer}
-        )
+        of_model, of_optimizer = tuned(task, contender, regularizer)
+        self._build_model = functools.partial(task.build_model, **of_model)
         self._model = self._build_model()
         optimizer = contender.optimizer(schedule, steps, **of_optimizer)
         # Horovod's collectives have no XLA kernels.

@@ -1,6 +1,7 @@
 """What a task is, how it is found, and how it is trained."""
 
 import re
+import types
 
 import keras
 import numpy as np
@@ -273,3 +274,26 @@ def test_scores_of_single_rows_are_those_of_the_test_split(plane):
     assert result["row_scores"].mean() == pytest.approx(result["test"], rel=1e-5)
     trainer = Trainer(Without(), data, gsnr_adam(), 64)
     assert trainer.run(0.1, seed=1)["row_scores"] is None
+
+
+@pytest.mark.parametrize(
+    "kind, of_model, of_optimizer",
+    [
+        ("base", {"l2": 0.5}, {}),
+        ("control", {}, {"l2": {"table": 0.5}}),
+        ("gsnr", {}, {"l2": {"table": 0.5}}),
+    ],
+)
+def test_decay_belongs_to_the_step_where_the_optimizer_has_an_argument(
+    kind, of_model, of_optimizer
+):
+    from gsnr_tf.compare.contenders import Contender
+    from gsnr_tf.compare.training import tuned
+
+    task = types.SimpleNamespace(regularizer="l2", l2_pattern="table")
+    contender = Contender("adam", kind, 8)
+    assert tuned(task, contender, 0.5) == (of_model, of_optimizer)
+    task.l2_pattern = None
+    assert tuned(task, contender, 0.5) == ({"l2": 0.5}, {})
+    task.regularizer = "weight_decay"
+    assert tuned(task, contender, 0.5) == ({}, {"weight_decay": 0.5})

@@ -108,3 +108,27 @@ def test_the_auc_by_row_has_the_error_of_the_auc():
     drawn = [rng.integers(0, 3000, 3000) for _ in range(300)]
     again = [movielens.auc(clicks[index], scores[index]) for index in drawn]
     assert rows.std() / np.sqrt(3000) == pytest.approx(np.std(again), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "name, size, rows, positives",
+    [
+        ("Flights", "default", 327_346, (0.23, 0.25)),
+        ("Flights", "rare", 257_439, (0.0299, 0.0301)),
+        ("InstEval", "default", 73_421, (0.44, 0.45)),
+    ],
+)
+def test_tables_are_split_whole_and_train(name, size, rows, positives):
+    task = example(f"tables_task.py:{name}", size)
+    data = checked(task.load())
+    assert sum(split.rows for split in data) == rows
+    share = np.concatenate([split.targets for split in data]).mean()
+    assert positives[0] < share < positives[1]
+    model = task.build_model(l2=0.1)
+    assert all(np.max(c) < model.get_layer(f"{n}_embedding").input_dim
+               for n, c in data.test.features.items())  # fmt: skip
+    model.compile("adam", task.loss)
+    head = data.train.head(256)
+    losses = [model.train_on_batch(head.features, head.targets) for _ in range(20)]
+    assert losses[-1] < losses[0]
+    assert 0 <= task.score(model, head.features, head.targets) <= 1
