@@ -2,8 +2,8 @@
 
 FAMILY_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). Defaults to 0.1.
         ceiling: Float, at least `gamma`. Upper bound of the multiplier. With
-            `gamma=1, ceiling=1` the optimizer is its base optimizer. Defaults to 1, with
-            any other estimator to 1/gamma.
+            `gamma=1, ceiling=1` the optimizer is its base optimizer. Defaults to 1 for the
+            estimator "paper", else to 1/gamma.
         estimator: What the multiplier is made of, before it is divided by its mean over
             the variable: "paper", the GSNR r = mean²/variance, or "robust", the share
             of signal in the squared mean, mean²/(mean² + variance/(k−1)), which keeps
@@ -24,7 +24,8 @@ FAMILY_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). D
         weight_decay: Decoupled decay, as in AdamW. Float, `None`, or a dict as for `l2`.
         exclude_from_weight_decay: List of regular expressions, searched in
             `variable.path`: which variables are not decayed. An empty list excludes
-            none. Defaults to `None`: {default_exclusion}.
+            none. Holds for `l2` as well, where either is one number. Defaults to
+            `None`: {default_exclusion}.
         sample: What one sample of the gradient is: "micro_batch" (of
             `gradient_accumulation_steps`; k = workers × steps), "worker" (the mean of a
             worker's window; k = workers), "host" (the mean of a host's workers, where
@@ -66,7 +67,7 @@ ADAM_ARGUMENTS = """beta_1, beta_2: Floats in [0, 1): decay of the moments of th
             keras.optimizers.Lamb. keras.optimizers.Adam adds its own before it corrects:
             there it weighs 1/√(1−β₂ᵗ) as much, 32 times at the first step.
         second_moment: "adapted" (s = p̂·g, the paper's form) or "raw" (s = g).
-            Defaults to "adapted", with any other estimator than "paper" to "raw"."""
+            Defaults to "adapted" for the estimator "paper", else to "raw"."""
 
 ADAPTATION_ARGUMENT = """exclude_from_layer_adaptation: List of regular expressions, searched in
             `variable.path`: which variables have the trust ratio 1. An empty list
