@@ -23,8 +23,9 @@ if TYPE_CHECKING:
         GSNRLamb,
         GSNRLars,
         GSNRNadam,
+        LossScaleOptimizer,
     )
-    from gsnr_tf.resilience import ElasticState, LossScaleOptimizer, elastic_run
+    from gsnr_tf.resilience import ElasticState, elastic_run
 
 __all__ = [
     "GSNRSGD",
@@ -56,8 +57,9 @@ __getattr__, __dir__ = lazy_names(
             "GSNRLars",
             "GSNRNadam",
             "GSNRSGD",
+            "LossScaleOptimizer",
         ),
-        "gsnr_tf.resilience": ("ElasticState", "LossScaleOptimizer", "elastic_run"),
+        "gsnr_tf.resilience": ("ElasticState", "elastic_run"),
     },
 )
 

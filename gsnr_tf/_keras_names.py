@@ -22,7 +22,7 @@ _PACKAGE = "gsnr_tf"
 HOMES = {
     "DistributedOptimizer": "gsnr_tf.optimizers",
     **{row.optimizer: "gsnr_tf.optimizers" for row in registry.ROWS},
-    "LossScaleOptimizer": "gsnr_tf.resilience",
+    "LossScaleOptimizer": "gsnr_tf.optimizers",
     "LRRangeTest": "gsnr_tf.schedules",
     "OneCycle": "gsnr_tf.schedules",
     "WarmupCosine": "gsnr_tf.schedules",

@@ -2,8 +2,7 @@
 
 from gsnr_tf.engine import arguments, signatures
 from gsnr_tf.engine.keywords import optimizer_keywords
-from gsnr_tf.optimizers import DistributedOptimizer
-from gsnr_tf.resilience import LossScaleOptimizer
+from gsnr_tf.optimizers import DistributedOptimizer, LossScaleOptimizer
 
 
 def optimizer_arguments(config, batch):

@@ -5,6 +5,9 @@ from gsnr_tf.optimizers.adam import GSNRAdam
 from gsnr_tf.optimizers.distributed import DistributedOptimizer
 from gsnr_tf.optimizers.lamb import GSNRLamb
 from gsnr_tf.optimizers.lars import GSNRLars
+
+# Its import is what makes Keras wrap optimizers of this package in it, in `compile` too.
+from gsnr_tf.optimizers.loss_scale import LossScaleOptimizer
 from gsnr_tf.optimizers.nadam import GSNRNadam
 from gsnr_tf.optimizers.sgd import GSNRSGD
 
@@ -15,4 +18,5 @@ __all__ = [
     "GSNRLamb",
     "GSNRLars",
     "GSNRNadam",
+    "LossScaleOptimizer",
 ]

@@ -2,6 +2,5 @@
 
 from gsnr_tf.resilience.checkpoint_files import CheckpointError
 from gsnr_tf.resilience.elastic import ElasticState, elastic_run
-from gsnr_tf.resilience.loss_scale import LossScaleOptimizer
 
-__all__ = ["CheckpointError", "ElasticState", "LossScaleOptimizer", "elastic_run"]
+__all__ = ["CheckpointError", "ElasticState", "elastic_run"]

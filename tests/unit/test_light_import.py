@@ -273,3 +273,22 @@ def test_a_command_says_which_extra_it_lacks(tmp_path):
     for line, (command, missing) in zip(said, told):
         assert f"gsnr-tf {command} needs {missing}, which cannot be" in line
         assert "pip install 'gsnr_tf[study]'" in line
+
+
+FLOAT16 = """
+import keras
+import gsnr_tf
+keras.config.set_dtype_policy("mixed_float16")
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+model.compile(gsnr_tf.GSNRAdam(0.1, gradient_accumulation_steps=2), "mse")
+print("made:", type(model.optimizer).__module__)
+model.compile(gsnr_tf.DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse")
+print("made:", type(model.optimizer).__module__)
+"""
+
+
+def test_whoever_names_an_optimizer_gets_the_loss_scaling_that_goes_with_it():
+    """Keras' own would skip the collectives on the rank that overflows."""
+    done = processes.run(processes.python("-c", FLOAT16), SECONDS)
+    made = [line for line in done.output.splitlines() if line.startswith("made: ")]
+    assert made == ["made: gsnr_tf.optimizers.loss_scale"] * 2, done.output
