@@ -12,8 +12,13 @@ import pytest
 
 import gsnr_tf
 from gsnr_tf import _keras_names, cli, comm, engine
-from gsnr_tf.optimizers import DistributedOptimizer, GSNRAdam, GSNRLamb, GSNRLars
-from gsnr_tf.resilience import LossScaleOptimizer
+from gsnr_tf.optimizers import (
+    DistributedOptimizer,
+    GSNRAdam,
+    GSNRLamb,
+    GSNRLars,
+    LossScaleOptimizer,
+)
 from gsnr_tf.schedules import WarmupCosineLR
 from tests import processes
 
