@@ -10,6 +10,11 @@ def native(variable):
     return variable if isinstance(variable, tf.Variable) else variable.value
 
 
+def assign(variable, value):
+    """Gives a `tf.Variable` a value of any floating-point or integer dtype."""
+    variable.assign(tf.cast(value, variable.dtype))
+
+
 class RanksDiffer(RuntimeError):
     """What all ranks must have alike differs; the message says what, and on which ranks."""
 

@@ -5,7 +5,7 @@ import warnings
 
 import keras
 
-from gsnr_tf.optimizers.exclusions import checked_patterns, path_of
+from gsnr_tf.optimizers.exclusions import checked_patterns, matched_paths, path_of
 
 
 def checked(argument, value):
@@ -43,15 +43,7 @@ def by_variable(value, variables, decayed):
     """
     if not isinstance(value, dict):
         return [float(value or 0.0) if decays else 0.0 for decays in decayed]
-    paths = [path_of(variable) for variable in variables]
-    for pattern in value:
-        if not any(re.search(pattern, path) for path in paths):
-            warnings.warn(
-                f"The regular expression {pattern!r} matches no variable. "
-                f"The variables' paths are: {paths}",
-                stacklevel=3,
-            )
-    return [_first(value, path) for path in paths]
+    return [_first(value, path) for path in matched_paths(variables, value)]
 
 
 def _first(by_pattern, path):

@@ -32,18 +32,24 @@ def checked_patterns(argument, patterns):
     return list(patterns)
 
 
-def selected(variables, exclude, exclude_vectors=False):
-    """For each variable, whether it is left after the exclusions."""
-    if exclude is None:
-        return [len(v.shape) > 1 or not exclude_vectors for v in variables]
+def matched_paths(variables, patterns):
+    """Paths of the variables; warns of each pattern that none of them has."""
     paths = [path_of(variable) for variable in variables]
-    for pattern in exclude:
+    for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):
             warnings.warn(
                 f"The regular expression {pattern!r} matches no variable. "
                 f"The variables' paths are: {paths}",
-                stacklevel=2,
+                stacklevel=3,
             )
+    return paths
+
+
+def selected(variables, exclude, exclude_vectors=False):
+    """For each variable, whether it is left after the exclusions."""
+    if exclude is None:
+        return [len(v.shape) > 1 or not exclude_vectors for v in variables]
+    paths = matched_paths(variables, exclude)
     return [not any(re.search(p, path) for p in exclude) for path in paths]
 
 

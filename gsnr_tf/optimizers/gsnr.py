@@ -1,10 +1,12 @@
 """What the optimizers of the family share: arguments, state, and the way to an update."""
 
 import dataclasses
+import warnings
 
 import tensorflow as tf
 
 from gsnr_tf import comm
+from gsnr_tf.comm.base import assign
 from gsnr_tf.optimizers import decay, sampling
 from gsnr_tf.optimizers.base import DistributedStep
 from gsnr_tf.optimizers.exclusions import (
@@ -196,7 +198,9 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
 
     def check_workers(self):
         """Raises where the samples of an update are too few, warns where they are few."""
-        self._warn(sampling.too_few(self._plan, self._wishes(), type(self).__name__))
+        few = sampling.too_few(self._plan, self._wishes(), type(self).__name__)
+        if few:
+            warnings.warn(few, stacklevel=3)
 
     def _place_state(self, root):
         if self._keeps_m2:
@@ -260,7 +264,7 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
         t = tf.cast(self.iterations + 1, self._layout.dtype)
         totals = self._program.apply(active, statistics, rate, t)
         for variable, total in zip((self._signal, self._noise), totals):
-            self._comm.update(variable, lambda v, x: v.assign(tf.cast(x, v.dtype)), total)
+            self._comm.update(variable, assign, total)
 
     def _end_update(self):
         self._program.end()

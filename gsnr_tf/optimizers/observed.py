@@ -1,7 +1,5 @@
 """What one may ask an optimizer of the family about its updates and its workers."""
 
-import warnings
-
 import tensorflow as tf
 
 from gsnr_tf.sharding.telemetry import Telemetry
@@ -95,7 +93,3 @@ class Observed:
             self._watch_every,
             lambda: (self.iterations + 1, self.samples, self.accumulation_steps),
         )
-
-    def _warn(self, message):
-        if message:
-            warnings.warn(message, stacklevel=4)

@@ -128,6 +128,18 @@ class Bucket:
         """Of a value for each of the optimizer's variables, those of this bucket."""
         return [values[index] for index in self.indices]
 
+    def activity(self, active):
+        """Which variables have a gradient, a boolean tensor `[variables]`; `None`: all.
+
+        Args:
+            active: For each of the optimizer's variables a boolean, or a tensor where only
+                other ranks know.
+        """
+        known = self.pick(active)
+        if all(has is True for has in known):
+            return None
+        return tf.stack([tf.cast(has, tf.bool) for has in known])
+
     def at(self, block):
         """The element that a block begins with, or the end of the vector."""
         return min(block * self.block, self.size)

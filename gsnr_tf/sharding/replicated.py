@@ -10,6 +10,7 @@ import functools
 
 import tensorflow as tf
 
+from gsnr_tf.comm.base import assign
 from gsnr_tf.sharding.shard import Shard
 
 # Elements from which XLA saves more in updates than compiling takes: seconds, however
@@ -66,18 +67,16 @@ class Replicated:
     def apply(self, kernels, statistics, scales, rate, t, active):
         """Updates variables and slots of all buckets on every worker."""
         for number, bucket in enumerate(self._layout.buckets):
-            known = bucket.pick(active)
-            if all(has is False for has in known):
+            if all(has is False for has in bucket.pick(active)):
                 continue
-            certain = all(has is True for has in known)
-            known = None if certain else tf.stack([tf.cast(has, tf.bool) for has in known])
+            known = bucket.activity(active)
             update = functools.partial(self._updated, kernels[number], number, rate, t, known)
             variables, slots = self.communicator.each(update, statistics[number], scales[number])
             for variable, value in zip(bucket.pick(self._variables), variables):
-                self.communicator.update(variable, _assign, value)
+                self.communicator.update(variable, assign, value)
             for name, values in slots.items():
                 for slot, value in zip(bucket.pick(self.slots.by_name[name]), values):
-                    self.communicator.update(slot, _assign, value)
+                    self.communicator.update(slot, assign, value)
 
     def _updated(self, kernels, number, rate, t, active, statistics, scales):
         variables = self.variables_of(number)
@@ -92,7 +91,3 @@ class Replicated:
             f"has all {number:,} elements and {self.slots.bytes:,} bytes of state; "
             f"reduces {2 * number * self._layout.dtype.size:,} bytes an update"
         )
-
-
-def _assign(variable, value):
-    variable.assign(tf.cast(value, variable.dtype))

@@ -16,7 +16,7 @@ another.
 
 import tensorflow as tf
 
-from gsnr_tf.sharding.kernels import Statistics, merge_workers
+from gsnr_tf.sharding.kernels import merge_workers
 from gsnr_tf.sharding.shard import Shard
 from gsnr_tf.sharding.slots import ShardedSlots
 
@@ -72,7 +72,7 @@ class Sharded:
             means, m2s, theirs, weights = self._buckets[number].scatter(
                 moments[number], weights, self._plan.compares_workers
             )
-            found[number] = Statistics(*kernels[number].statistics(means, m2s, theirs, samples))
+            found[number] = kernels[number].statistics(means, m2s, theirs, samples)
         sums, riders = self.total([one.sums for one in found], "sums", riders)
         return [one._replace(sums=s) for one, s in zip(found, sums)], riders
 
@@ -80,7 +80,7 @@ class Sharded:
         """Updates the own shards of variables and slots, and gathers all variables."""
         moving = []
         for number, (one, bucket) in enumerate(zip(kernels, self._buckets)):
-            known = bucket.activity(active)
+            known = self._layout.buckets[number].activity(active)
             slots = self.slots.of_shard(number)
             u, norms = one.direction(
                 bucket.variables(), statistics[number], slots, scales[number], rate, t, known
@@ -204,13 +204,6 @@ class _ShardedBucket:
             if stage is not stages[-1]:
                 mean, m2 = merge_workers(means, m2, theirs, self._bucket.dtype, compares_workers)
         return means, m2, theirs, found
-
-    def activity(self, active):
-        """Which variables have a gradient, `[variables]`; `None`: all."""
-        active = self._bucket.pick(active)
-        if all(known is True for known in active):
-            return None
-        return tf.stack([tf.cast(known, tf.bool) for known in active])
 
     def gather(self, theta):
         """Joins the shards of all ranks and gives the variables their new weights."""

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
+from gsnr_tf.comm.base import assign
 from gsnr_tf.stats import summary
 
 # What the statistics do not have is taken from this many elements, evenly spread over
@@ -76,7 +77,7 @@ class Telemetry:
             found = self._comm.each(self._in_order, tables())
             counts = tf.stack([tf.cast(size, tf.int64) for size in self._sizes()])
             for variable, value in ((self._table, found), (self._counts, counts)):
-                self._comm.update(variable, _assign, value)
+                self._comm.update(variable, assign, value)
             return True
 
         tf.cond(self._due(), keep, lambda: False)
@@ -100,7 +101,7 @@ class Telemetry:
         if point:
             # An operation that reads the clock may be ready, and not run, for a while.
             now = tf.maximum(now, self._times[point - 1])
-        self._comm.update(self._times[point], _assign, now)
+        self._comm.update(self._times[point], assign, now)
 
     @property
     def update(self):
@@ -120,10 +121,6 @@ class Telemetry:
 def _variable(value):
     first = tf.VariableAggregation.ONLY_FIRST_REPLICA
     return tf.Variable(value, trainable=False, aggregation=first, name="telemetry")
-
-
-def _assign(variable, value):
-    variable.assign(tf.cast(value, variable.dtype))
 
 
 def clock(after):
