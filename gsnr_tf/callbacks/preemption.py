@@ -1,7 +1,6 @@
 """A training that is told to end saves what it has, and goes on when started again."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import keras
@@ -10,7 +9,7 @@ from gsnr_tf import comm
 from gsnr_tf.optimizers.base import DistributedStep
 from gsnr_tf.optimizers.inner import inner_optimizer
 from gsnr_tf.resilience import checkpoint
-from gsnr_tf.resilience.preemption import EXIT_CODE, Notice
+from gsnr_tf.resilience.preemption import Notice, any_saved, exit_saved, say_resumed
 
 _TAG = "preempted-"
 
@@ -92,14 +91,7 @@ class SaveOnPreemption(keras.callbacks.Callback):
         if not told:
             self._forget()
             return
-        path = self._save()
-        if comm.rank() == 0:
-            print(
-                f"Told to end: {path} is saved. Start the same command to go on.",
-                file=sys.stderr,
-                flush=True,
-            )
-        sys.exit(EXIT_CODE)
+        exit_saved(self._save())
 
     # ---- what is saved and restored -----------------------------------------------
 
@@ -122,9 +114,7 @@ class SaveOnPreemption(keras.callbacks.Callback):
         return {"epoch": self._epoch + self._complete}
 
     def _restore(self):
-        saved = checkpoint.together(self._comm, lambda: checkpoint.locate(self._folder) is not None)
-        # All load where one sees something: that tells those who see nothing.
-        if not any(self._comm.gather(saved, "gsnr.preemption")):
+        if not any_saved(self._folder, self._comm):
             return
         if not self.model.built:
             raise ValueError(
@@ -141,8 +131,7 @@ class SaveOnPreemption(keras.callbacks.Callback):
             path, _, state = checkpoint.load(self._folder, None, self.model, self._comm)
         # Keras begins with this epoch, as it does for its own BackupAndRestore.
         self.model._initial_epoch = state.get("epoch")
-        if comm.rank() == 0:
-            print(f"Goes on from {path}.", file=sys.stderr, flush=True)
+        say_resumed(path)
 
     def _forget(self):
         if self._engine is not None or comm.rank():

@@ -1,15 +1,11 @@
 """SIGTERM to a job of the engine: it saves after the update, ends, and goes on later."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
-from gsnr_tf import comm
 from gsnr_tf.callbacks import SaveOnPreemption
 from gsnr_tf.engine.data import makes_its_own_batches
-from gsnr_tf.resilience import checkpoint_files
-from gsnr_tf.resilience.checkpoint import together
-from gsnr_tf.resilience.preemption import EXIT_CODE, Notice
+from gsnr_tf.resilience.preemption import Notice, any_saved, exit_saved, say_resumed
 
 # In the client state of what `fit` saves: epochs, and examples of the one after them.
 _FIT = "gsnr_tf.fit"
@@ -51,14 +47,11 @@ class Preemption:
         """Restores the newest checkpoint of the folder; SIGTERM is a wish from now on."""
         if self._folder is None:
             return
-        found = together(self._comm, lambda: checkpoint_files.locate(self._folder) is not None)
-        # All load where one sees something: that tells those who see nothing.
-        if any(self._comm.gather(found, "gsnr.preemption")):
+        if any_saved(self._folder, self._comm):
             path, state = self._engine.load_checkpoint(self._folder)
             if _FIT in state:
                 self._position = self._engine.global_steps, *state[_FIT]
-            if comm.rank() == 0:
-                print(f"Goes on from {path}.", file=sys.stderr, flush=True)
+            say_resumed(path)
         self._notice.__enter__()
 
     @property
@@ -72,13 +65,7 @@ class Preemption:
             return
         tag = f"preempted-{self._engine.global_steps}"
         self._engine.save_checkpoint(self._folder, tag)
-        if comm.rank() == 0:
-            print(
-                f"Told to end: {self._folder / tag} is saved. Start the same command to go on.",
-                file=sys.stderr,
-                flush=True,
-            )
-        sys.exit(EXIT_CODE)
+        exit_saved(self._folder / tag)
 
     # ---- `fit` --------------------------------------------------------------------
 

@@ -5,11 +5,14 @@ place is needed; `gsnr-tf run` passes it on to all ranks and waits `--grace` sec
 """
 
 import signal
+import sys
 import threading
 
 import tensorflow as tf
 
 from gsnr_tf import comm
+from gsnr_tf.resilience.checkpoint import together
+from gsnr_tf.resilience.checkpoint_files import locate
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again later.
 EXIT_CODE = 75
@@ -53,3 +56,28 @@ class Notice:
         if communicator is None:
             communicator = comm.choose("auto", tf.distribute.get_strategy())
         return any(communicator.gather(self.received, "gsnr.preemption"))
+
+
+def any_saved(folder, communicator):
+    """Whether any rank sees a checkpoint in a folder; all must ask at one point.
+
+    All load where one sees something: that tells those who see nothing.
+    """
+    found = together(communicator, lambda: locate(folder) is not None)
+    return any(communicator.gather(found, "gsnr.preemption"))
+
+
+def say_resumed(path):
+    """Tells people, once, from where a training goes on."""
+    _say(f"Goes on from {path}.")
+
+
+def exit_saved(path):
+    """Ends this rank, whose training is saved, with `EXIT_CODE`."""
+    _say(f"Told to end: {path} is saved. Start the same command to go on.")
+    sys.exit(EXIT_CODE)
+
+
+def _say(text):
+    if comm.rank() == 0:
+        print(text, file=sys.stderr, flush=True)
