@@ -33,6 +33,8 @@ class Process:
         # A file and not a pipe: a pipe would have to be emptied, and would stay open
         # as long as any descendant lives.
         self._log = tempfile.TemporaryFile()
+        # A killed process cannot take away the files that TensorFlow made for it.
+        self._temporary = tempfile.TemporaryDirectory(prefix="gsnr_tf-test-")
         self._process = subprocess.Popen(
             [str(part) for part in command],
             cwd=ROOT,
@@ -40,7 +42,13 @@ class Process:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **ONE_THREAD, MARK: self._mark, **environment},
+            env={
+                **os.environ,
+                **ONE_THREAD,
+                MARK: self._mark,
+                "TMPDIR": self._temporary.name,
+                **environment,
+            },
         )
 
     def output(self):
@@ -84,6 +92,7 @@ class Process:
                 process.kill()
         self._process.wait(10)
         self._log.close()
+        self._temporary.cleanup()
 
 
 @dataclasses.dataclass(frozen=True)

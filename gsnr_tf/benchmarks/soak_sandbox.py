@@ -23,12 +23,14 @@ def run(arguments):
     that; else as it is.
     """
     with tempfile.TemporaryDirectory(prefix="gsnr_tf-soak-") as folder, _sigterm_ends():
-        disk = Path(folder, "disk")
+        disk, temporary = Path(folder, "disk"), Path(folder, "tmp")
         disk.mkdir()
+        temporary.mkdir()
         command = [sys.executable, "-m", "gsnr_tf.benchmarks.soak", folder, *arguments]
         if _possible(disk):
             command = _inside(disk, command)
-        with subprocess.Popen(command) as process:
+        # A killed rank cannot take away the files that TensorFlow made for it.
+        with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(temporary)}) as process:
             try:
                 return process.wait()
             except KeyboardInterrupt:

@@ -53,9 +53,9 @@ def starts(monkeypatch, *ends, **options):
     class Ended:
         received = None
 
-        def __init__(self, command, grace, restarts):
+        def __init__(self, command, grace, variables, tell):
             made.append(command)
-            self.code, self._lines = ends[restarts]
+            self.code, self._lines = ends[int(variables["GSNR_TF_RESTARTS"])]
 
         def __enter__(self):
             return self

@@ -65,7 +65,7 @@ def test_the_limit_is_saved_and_checked(tmp_path):
     model = make_model(optimizer)
     model.save(tmp_path / "m.keras")
     assert keras.models.load_model(tmp_path / "m.keras").optimizer.max_consecutive_skips == 4
-    with pytest.raises(ValueError, match="Received: 0"):
+    with pytest.raises(ValueError, match="Received: max_consecutive_skips=0"):
         gsnr_tf.GSNRAdam(0.01, max_consecutive_skips=0)
 
 
