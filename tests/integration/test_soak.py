@@ -13,6 +13,7 @@ SHORT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "sharding", "names"), SHORT)
 def test_a_disturbed_training_ends_as_one_that_is_not(tmp_path, capsys, family, sharding, names):
     faults = [f for f in FAULTS if f.family == family and f.name in names]
