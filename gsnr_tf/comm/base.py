@@ -103,17 +103,29 @@ class Communicator(abc.ABC):
         """
         return [value]
 
+    def all_gather_rows(self, rows, name):
+        """Joins tables `[m, columns]` of all workers, which may have any number of rows.
+
+        Args:
+            rows: Floating-point tensor.
+            name: As for `all_reduce`.
+
+        Returns:
+            `[rows of all, columns]`, in the order of the workers.
+        """
+        return rows
+
     def by_worker(self, vector, name):
         """Table `[workers, n]` of the vectors `[n]` of all workers."""
         rows = self.each(self._own_row, vector)
         return self.agreed(rows if self.workers == 1 else self.all_reduce(rows, name))
 
     def _own_row(self, vector):
-        before, after = self._place(), self.workers - 1 - self._place()
+        before, after = self.place(), self.workers - 1 - self.place()
         return tf.pad(vector[None], [[before, after], [0, 0]])
 
-    def _place(self):
-        """Which of the workers this one is, within `each`."""
+    def place(self):
+        """Which of the workers this one is, within `each`: an int, or a scalar tensor."""
         return 0
 
     def reduce_moments(
@@ -129,7 +141,8 @@ class Communicator(abc.ABC):
             local: List of `Moments` of this worker's samples, one for each bucket,
                 all of one weight.
             name: Prefix of the names of the collectives.
-            carrier: Number of the bucket with which weights and riders travel.
+            carrier: Number of the bucket with which weights and riders travel; `None`
+                where there is no bucket.
             weighted: Whether the weight may differ between workers.
             with_variance: Whether to reduce the deviations as well.
             riders: Tensor `[m]` to sum over ranks beside the means, or `None`.
@@ -141,6 +154,8 @@ class Communicator(abc.ABC):
         if self.workers == 1:
             own = [self.each(_own_variance, m) if with_variance else None for m in local]
             return [moments.mean for moments in local], own, riders
+        if not local:
+            return [], [], None if riders is None else self.all_reduce(riders, f"{name}.riders")
         weight = local[carrier].weight if weighted else None
         sent = [m.mean if weight is None else self.each(tf.multiply, m.mean, weight) for m in local]
         if riders is not None:

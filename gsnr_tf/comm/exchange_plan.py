@@ -39,13 +39,17 @@ class ExchangePlan:
     Args:
         stages: List of `Stage`.
         owner_ranks: The owner rank of each shard, in order.
+        rank: This rank.
+        behind: For each stage, and each of its ranks, the ranks whose samples that one
+            brings.
 
     Attributes:
         shard: Index of this rank's shard.
     """
 
-    def __init__(self, stages, owner_ranks, rank):
+    def __init__(self, stages, owner_ranks, rank, behind):
         self.stages = stages
+        self.behind = behind
         self.owner_ranks = owner_ranks
         self.shard = owner_ranks.index(rank)
 
@@ -53,7 +57,7 @@ class ExchangePlan:
     def flat(cls, rank, ranks):
         """One exchange among all: rank i owns shard i."""
         everyone = list(range(ranks))
-        return cls([Stage(everyone, rank)], everyone, rank)
+        return cls([Stage(everyone, rank)], everyone, rank, [[[one] for one in everyone]])
 
     @classmethod
     def by_host(cls, rank, places):
@@ -78,12 +82,26 @@ class ExchangePlan:
         (local,), (host,) = np.nonzero(grid == rank)
         within, across = grid[:, host].tolist(), grid[local].tolist()
         stages = [Stage(within, int(local)), Stage(across, int(host))]
-        return cls(stages, grid.reshape(-1).tolist(), rank)
+        behind = [[[one] for one in within], grid.T.tolist()]
+        return cls(stages, grid.reshape(-1).tolist(), rank, behind)
 
     @property
     def hosts(self):
         """How many hosts shards go by; 1 where all ranks exchange at once."""
         return len(self.stages[1].ranks) if len(self.stages) > 1 else 1
+
+    def positions(self, shards):
+        """For each stage which of its ranks to send to, on the way to the owner of a shard.
+
+        Args:
+            shards: Int, or integer tensor.
+        """
+        found, width = [], len(self.owner_ranks)
+        for stage in self.stages:
+            step = width // len(stage.ranks)
+            found.append(shards % width // step)
+            width = step
+        return found
 
     def cuts(self, bounds, shard):
         """Where the ranges begin and end that each stage divides among its ranks.

@@ -257,7 +257,39 @@ class HorovodCommunicator(Communicator):
         by_rank = tf.split(joined, [sizes[owners.index(rank)] for rank in sorted(owners)])
         return tf.concat([by_rank[rank] for rank in owners], axis=0)
 
-    def _place(self):
+    def scatter_rows(self, rows, sizes, stage, name):
+        """Sends a table `[m, columns]` in parts to the ranks of a stage of the exchange.
+
+        Args:
+            rows: Tensor of this rank, what is for the first rank of the stage first.
+            sizes: Integer tensor `[ranks of the stage]`, how many rows are for each.
+            stage: `Stage`.
+            name: As for `all_reduce`.
+
+        Returns:
+            `(rows, sizes)`: what came for this rank, in the order of the stage's ranks, and
+            how many from each.
+        """
+        ranks = tf.constant(stage.ranks)[:, None]
+        splits = tf.scatter_nd(ranks, tf.cast(sizes, tf.int32), [self.workers])
+        came = []
+
+        def exchange(rows):
+            wire = _on_the_wire(rows)
+            received, by_rank = self._hvd.alltoall(wire, splits=splits, name=name, **_OUR_NAME)
+            came.append(tf.gather(by_rank, stage.ranks))
+            return tf.bitcast(received, rows.dtype)
+
+        return self._issue(exchange, rows), came[0]
+
+    def all_gather_rows(self, rows, name):
+        def gather(rows):
+            joined = self._hvd.allgather(_on_the_wire(rows), name=name, **_OUR_NAME)
+            return tf.bitcast(joined, rows.dtype)
+
+        return self._issue(gather, rows)
+
+    def place(self):
         return self.rank
 
     def peers(self, served):

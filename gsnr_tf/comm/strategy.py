@@ -48,6 +48,13 @@ class StrategyCommunicator(Communicator):
             return self._strategy.extended.reduce_to(add, tensor, destinations=tensor)
         return tf.distribute.get_replica_context().all_reduce(add, tensor)
 
+    def all_gather_rows(self, rows, name):
+        if self.workers == 1:
+            return rows
+        if tf.distribute.in_cross_replica_context():
+            return self._strategy.gather(rows, axis=0)
+        return tf.distribute.get_replica_context().all_gather(rows, axis=0)
+
     def update(self, variable, fn, *values):
         self._strategy.extended.update(native(variable), fn, args=values, group=False)
 
@@ -56,5 +63,5 @@ class StrategyCommunicator(Communicator):
             return self._strategy.experimental_local_results(value)[0]
         return value
 
-    def _place(self):
+    def place(self):
         return tf.distribute.get_replica_context().replica_id_in_sync_group

@@ -28,6 +28,18 @@ class AccumulatesWindows(SchedulesCountUpdates):
         if self._varies:
             self._follow_progress()
 
+    def _move_window(self):
+        """Goes on with what is accumulated in another layout."""
+        before = self._accumulator
+        self._accumulator = GradientAccumulator(self._layout, before.weight)
+        if before.keeps_m2:
+            self._accumulator.keep_m2()
+        with tf.init_scope():
+            if not self.at_window_start:
+                for old, new in zip(before.views, self._accumulator.views):
+                    new.assign(old.numpy())
+        self._accumulated = self._accumulator.views
+
     @property
     def accumulation_steps(self):
         """Micro-batches of each worker in an update: an int, or a scalar int64 tensor

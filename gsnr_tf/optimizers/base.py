@@ -22,6 +22,7 @@ from gsnr_tf.optimizers.state import Unsaved, WholeState
 from gsnr_tf.optimizers.workers import ConnectsWorkers
 from gsnr_tf.sharding.buckets import BUCKET_BYTES, BucketLayout
 from gsnr_tf.stats import Moments
+from gsnr_tf.stats.sparse import Rows, SparseMoments
 
 
 class DistributedStep(ConnectsWorkers, AccumulatesWindows, WholeState, keras.optimizers.Optimizer):
@@ -64,7 +65,7 @@ class DistributedStep(ConnectsWorkers, AccumulatesWindows, WholeState, keras.opt
                 f"{self.gradient_accumulation_steps} and {overwritten[0].path}. Leave "
                 "gradient_accumulation_steps out."
             )
-        self._layout = BucketLayout(variables, self.bucket_bytes, self._by_row)
+        self._layout = self._laid_out(variables, self._guessed_tables(variables))
         if not self._has_ranks():
             self._choose_workers()
         # Keras' accumulators hold a sum and are mirrored; see `GradientAccumulator`.
@@ -90,6 +91,17 @@ class DistributedStep(ConnectsWorkers, AccumulatesWindows, WholeState, keras.opt
         nan = float("nan")
         self._signal = Unsaved(nan, self._layout.dtype, self._distribution_strategy)
         self._skips = Skips(self._distribution_strategy)
+
+    def _laid_out(self, variables, is_table):
+        return BucketLayout(variables, self.bucket_bytes, self._by_row, is_table)
+
+    def _guessed_tables(self, variables):
+        """For each variable whether only touched rows of it are updated, as far as can be
+        known without a gradient. Keras' rules update all."""
+        return [False] * len(variables)
+
+    def _note_gradients(self, grads, variables):
+        """Called with the gradients of the first step, before the workers meet."""
 
     # ---- what one may ask ---------------------------------------------------------
 
@@ -145,6 +157,8 @@ class DistributedStep(ConnectsWorkers, AccumulatesWindows, WholeState, keras.opt
         # Keras goes on without variables that have no gradient. But another rank may
         # have one, so all go on here.
         kept = super()._filter_empty_gradients(grads, variables)
+        if not self._connected:
+            self._note_gradients(grads, variables)
         self.connect()
         return kept if self._header is None else (grads, variables)
 
@@ -153,18 +167,29 @@ class DistributedStep(ConnectsWorkers, AccumulatesWindows, WholeState, keras.opt
         for gradient, variable in zip(grads, trainable_variables):
             given[self._get_variable_index(variable)] = gradient
         has_gradient = [gradient is not None for gradient in given]
-        dense = [_dense(g, v) for g, v in zip(given, self._trainable_variables)]
-        sample = self._layout.pack(dense)
+        sample = self._layout.pack(list(map(self._intake, given, self._trainable_variables)))
         scale, weight = self._scale_and_weight()
         if scale != 1:
             scale = tf.cast(scale, self._layout.dtype)
-            sample = [vector * scale for vector in sample]
+            sample = [_with_values(part, lambda values: values * scale) for part in sample]
         if weight is not None:
             weight = tf.reshape(tf.cast(weight, self._layout.dtype), [])
-            # The mean over no examples is NaN; it weighs nothing.
-            sample = [tf.where(weight > 0, v, tf.zeros_like(v)) for v in sample]
+
+            def counted(values):
+                # The mean over no examples is NaN; it weighs nothing.
+                return tf.where(weight > 0, values, tf.zeros_like(values))
+
+            sample = [_with_values(part, counted) for part in sample]
         step = functools.partial(self._step, has_gradient)
         self._comm.run(step, sample, weight)
+
+    def _intake(self, gradient, variable):
+        """A gradient as its part of the layout takes it."""
+        if not isinstance(gradient, tf.IndexedSlices):
+            return gradient
+        if not self._layout.is_table[self._get_variable_index(variable)]:
+            return _dense(gradient, variable)
+        return _checked_rows(gradient, variable)
 
     def _scale_and_weight(self):
         """What gradients are multiplied by to be means over this worker's examples, and
@@ -211,7 +236,12 @@ class DistributedStep(ConnectsWorkers, AccumulatesWindows, WholeState, keras.opt
 
     def _first_sample(self, sample, weight):
         weight = self._weight_of(weight)
-        return [Moments(weight, vector, None) for vector in sample]
+        return [
+            SparseMoments(weight, *part, None)
+            if isinstance(part, Rows)
+            else Moments(weight, part, None)
+            for part in sample
+        ]
 
     def _with_sample(self, sample, weight):
         return self._accumulator.with_sample(sample, self._weight_of(weight))
@@ -373,7 +403,7 @@ class DistributedStep(ConnectsWorkers, AccumulatesWindows, WholeState, keras.opt
 
 def _after(value, tensors):
     """The value as a tensor that is there once `tensors` are."""
-    with tf.control_dependencies(tensors):
+    with tf.control_dependencies(tf.nest.flatten(tensors)):
         return tf.identity(value)
 
 
@@ -396,10 +426,29 @@ def _check_trainable(variables):
             )
 
 
+def _with_values(part, fn):
+    """A part of a sample, a vector or `Rows`, with `fn` of its values."""
+    return part._replace(values=fn(part.values)) if isinstance(part, Rows) else fn(part)
+
+
+def _checked_rows(gradient, variable):
+    """`IndexedSlices` that name rows of the table alone."""
+    ids, rows = gradient.indices, variable.shape[0]
+    outside = tf.boolean_mask(ids, tf.logical_or(ids < 0, ids >= rows))
+    message = tf.strings.join(
+        [
+            f"The gradient of {path_of(variable)}, which has {rows} rows, names row ",
+            tf.strings.reduce_join(tf.strings.as_string(outside[:1])),
+            f". Ids must be from 0 to {rows - 1}.",
+        ]
+    )
+    fine = tf.equal(tf.size(outside), 0)
+    with tf.control_dependencies([tf.debugging.Assert(fine, [message])]):
+        return tf.IndexedSlices(gradient.values, tf.identity(ids), gradient.dense_shape)
+
+
 def _dense(gradient, variable):
     """Sums the rows of `IndexedSlices` that name the same index."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
     return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
 
 

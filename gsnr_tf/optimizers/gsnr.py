@@ -4,6 +4,7 @@ import dataclasses
 import warnings
 
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 from gsnr_tf import comm
 from gsnr_tf.comm.base import assign
@@ -28,6 +29,9 @@ from gsnr_tf.stats import ESTIMATORS
 
 # What is judged by how far the samples agree: elements, or rows of embedding tables.
 GRANULARITIES = ("element", "row")
+# What becomes of rows of a table that no worker touches: they rest, or take part in every
+# update.
+SPARSE = ("lazy", "dense")
 
 
 class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
@@ -51,6 +55,7 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
         l2_form="outside",
         granularity="element",
         weight_decay=None,
+        sparse="lazy",
         sample="auto",
         sharding="auto",
         bucket_bytes=BUCKET_BYTES,
@@ -65,6 +70,8 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
         self.l2 = decay.checked("l2", l2)
         _check_choice("l2_form", l2_form, L2_FORMS)
         _check_choice("granularity", granularity, GRANULARITIES)
+        _check_choice("sparse", sparse, SPARSE)
+        self.sparse = sparse
         self.l2_form = l2_form
         self.granularity = granularity
         _check_choice("estimator", estimator, tuple(ESTIMATORS))
@@ -166,8 +173,42 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
 
     def _is_judged_by_row(self, variable):
         """Whether it is the table of a `keras.layers.Embedding`, and rows are asked for."""
-        is_table = len(variable.shape) == 2 and variable.name == "embeddings"
-        return self.granularity == "row" and is_table
+        return self.granularity == "row" and _is_embedding(variable)
+
+    # For each variable whether its first gradient was `tf.IndexedSlices`; `None`: not known.
+    _seen = None
+
+    def _guessed_tables(self, variables):
+        return [self.sparse == "lazy" and _is_embedding(variable) for variable in variables]
+
+    def _note_gradients(self, grads, variables):
+        graph = tf.compat.v1.get_default_graph()
+        # XLA must know how many rows there are.
+        rows_can_vary = not control_flow_util.GraphOrParentsInXlaContext(graph)
+        self._seen = [None] * len(self._trainable_variables)
+        for gradient, variable in zip(grads, variables):
+            if gradient is not None:
+                is_sparse = isinstance(gradient, tf.IndexedSlices) and rows_can_vary
+                self._seen[self._get_variable_index(variable)] = is_sparse
+
+    def _settle_tables(self):
+        if self.sparse == "dense":
+            return
+        seen = self._seen or [None] * len(self._trainable_variables)
+        by_rank = [seen]
+        if self._comm.has_ranks and self._comm.workers > 1:
+            by_rank = self._comm.gather(seen, f"{self._collective}.tables")
+        is_table = [
+            False if False in of_ranks else True if True in of_ranks else guess
+            for of_ranks, guess in zip(zip(*by_rank), self._layout.is_table)
+        ]
+        if is_table == self._layout.is_table:
+            return
+        self._layout = self._laid_out(self._trainable_variables, is_table)
+        if self._accumulated:
+            self._move_window()
+        if not self._has_ranks():
+            self._make_program(self._replicated(self._slots))
 
     def _add_slot(self, variable, name):
         """A variable of zeros like `variable`, beside it, in the dtype of statistics."""
@@ -303,6 +344,7 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
             "l2": decay.plain(self.l2),
             "l2_form": self.l2_form,
             "granularity": self.granularity,
+            "sparse": self.sparse,
             "exclude_from_weight_decay": as_list(self._not_decayed),
             "communicator": self.communicator,
             "sample": self.sample,
@@ -314,6 +356,10 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
         if self.rule_class.adapts:
             config["exclude_from_layer_adaptation"] = as_list(self._not_adapted)
         return config
+
+
+def _is_embedding(variable):
+    return len(variable.shape) == 2 and variable.name == "embeddings"
 
 
 def _check_choice(name, value, choices):

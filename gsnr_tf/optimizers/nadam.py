@@ -49,6 +49,7 @@ class GSNRNadam(GSNROptimizer):
         l2_form="outside",
         weight_decay=None,
         exclude_from_weight_decay=None,
+        sparse="lazy",
         sample="auto",
         sharding="auto",
         bucket_bytes=BUCKET_BYTES,

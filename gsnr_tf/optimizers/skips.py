@@ -104,9 +104,24 @@ def _fail(optimizer, moments, skipped):
 
 def _by_variable(optimizer, moments):
     """1 for each variable that is not finite on this worker, else 0: `[variables]`."""
-    means = optimizer._layout.unpack([m.mean for m in moments])
-    bad = [tf.logical_not(tf.reduce_all(tf.math.is_finite(mean))) for mean in means]
+    layout = optimizer._layout
+    by_part = [
+        _finite_by_variable(part, of_part.mean, getattr(of_part, "keys", None))
+        for part, of_part in zip(layout.parts, moments)
+    ]
+    bad = [by_part[number][position] for number, position in layout.index_map]
     return tf.cast(tf.stack(bad), optimizer._layout.dtype)
+
+
+def _finite_by_variable(part, mean, keys):
+    """Of each variable of a part of the layout whether it is not finite."""
+    if keys is None:
+        finite = [tf.reduce_all(tf.math.is_finite(own)) for own in part.unpack(mean)]
+    else:
+        split = part.split(keys)
+        rows = [part.of_table(place, mean, split).values for place in range(len(split))]
+        finite = [tf.reduce_all(tf.math.is_finite(own)) for own in rows]
+    return [tf.logical_not(one) for one in finite]
 
 
 def _first(table):

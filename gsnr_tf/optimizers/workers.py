@@ -69,6 +69,7 @@ class ConnectsWorkers:
             self._shared = self._comm.broadcast(self._trainable_variables, root)
         else:
             self.check_workers()
+            self._settle_tables()
         self._connected = True
 
     def _connect_ranks(self, policy, root):
@@ -89,6 +90,7 @@ class ConnectsWorkers:
             self._collective = f"gsnr.{number}"
             self._header = UpdateHeader(self._comm, self._trainable_variables, self._layout.dtype)
         self.check_workers()
+        self._settle_tables()
         self._place_state(root)
 
     def disconnect(self):
@@ -110,6 +112,9 @@ class ConnectsWorkers:
 
     def _place_state(self, root):
         """Gives each rank what it keeps of the state."""
+
+    def _settle_tables(self):
+        """Decides, alike on all workers, of which variables only touched rows are updated."""
 
     def check_workers(self):
         """Raises where the rule cannot do with the workers there are."""

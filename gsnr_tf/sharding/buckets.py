@@ -1,9 +1,11 @@
-"""All variables of an optimizer as a few flat vectors, the buckets."""
+"""All variables of an optimizer as a few flat vectors, the buckets, and its tables."""
 
 import math
 
 import numpy as np
 import tensorflow as tf
+
+from gsnr_tf.sharding import tables
 
 # In a bucket of several variables each begins a block, so that what belongs to one
 # variable can be summed or looked up by block, a hundredth of the work of doing so by
@@ -23,27 +25,36 @@ class BucketLayout:
         bucket_bytes: Int, size at which a bucket is full.
         by_row: For each variable whether it is judged by row: then its rows stay whole,
             on one rank. Left out, none is.
+        is_table: For each variable whether only the rows of it that are touched take part
+            in an update. Left out, none is.
 
     Attributes:
         dtype: float64 where any variable is float64, else float32: statistics are
             never kept in less.
-        carrier: Number of the bucket with which single numbers travel.
+        carrier: Number of the bucket with which single numbers travel, or `None`.
+        tables: List of `Tables`.
+        parts: List of the buckets, then the tables. What there is of each variable, a
+            gradient or its moments, is a list of one thing for each of these.
         buckets: List of `Bucket`. Backward yields the gradients of the last layers
             first, so these come first; where all variables are small, the buckets
             fill and leave in that order.
     """
 
-    def __init__(self, variables, bucket_bytes=BUCKET_BYTES, by_row=None):
+    def __init__(self, variables, bucket_bytes=BUCKET_BYTES, by_row=None, is_table=None):
         double = any(tf.as_dtype(v.dtype) == tf.float64 for v in variables)
         self.dtype = tf.float64 if double else tf.float32
         self._variables = [(tuple(v.shape), tf.as_dtype(v.dtype)) for v in variables]
         full = bucket_bytes // self.dtype.size
         by_row = by_row or [False] * len(variables)
+        self.is_table = list(is_table or [False] * len(variables))
         # Variables of one kind share a bucket: those by element, and those by row of a
         # width.
         kinds = [v.shape[-1] if rows else None for v, rows in zip(variables, by_row)]
         self.buckets, small, filled = [], {}, {}
-        for index in reversed(range(len(variables))):
+        dense = [index for index, is_table in enumerate(self.is_table) if not is_table]
+        sparse = [index for index, is_table in enumerate(self.is_table) if is_table]
+        self.tables = tables.grouped(sparse, self._variables, self.dtype, by_row)
+        for index in reversed(dense):
             size, width = math.prod(variables[index].shape), kinds[index]
             if size >= full:
                 self.buckets.append(self._bucket([index], width))
@@ -54,20 +65,26 @@ class BucketLayout:
                 self.buckets.append(self._bucket(small.pop(width), width))
                 filled[width] = 0
         self.buckets += [self._bucket(left, width) for width, left in small.items()]
-        index_map = {
+        self.parts = [*self.buckets, *self.tables]
+        places = {
             index: (number, position)
-            for number, bucket in enumerate(self.buckets)
-            for position, index in enumerate(bucket.indices)
+            for number, part in enumerate(self.parts)
+            for position, index in enumerate(part.indices)
         }
-        # For each variable: number of its bucket, and its position in there.
-        self.index_map = [index_map[index] for index in range(len(variables))]
+        # For each variable: number of its part, and its position in there.
+        self.index_map = [places[index] for index in range(len(variables))]
         self.shapes = [shape for shape, _ in self._variables]
-        self.size = sum(bucket.size for bucket in self.buckets)
-        # Number of the bucket with which single numbers travel, which costs a copy of it:
-        # the first that is made by copying anyway, or the smallest.
+        self.size = sum(part.size for part in self.parts)
+        self.carrier = self._carrier()
+
+    def _carrier(self):
+        """Number of the bucket with which single numbers travel, which costs a copy of it:
+        the first that is made by copying anyway, or the smallest."""
+        if not self.buckets:
+            return None
         joined = [n for n, bucket in enumerate(self.buckets) if not bucket.alone]
         sizes = [bucket.size for bucket in self.buckets]
-        self.carrier = joined[0] if joined else sizes.index(min(sizes))
+        return joined[0] if joined else sizes.index(min(sizes))
 
     def _bucket(self, indices, width):
         shapes, dtypes = zip(*(self._variables[index] for index in indices))
@@ -75,12 +92,14 @@ class BucketLayout:
         weights_dtype = dtypes[0] if alike else self.dtype
         return Bucket(indices, shapes, self.dtype, weights_dtype, width)
 
-    def pack(self, tensors):
-        """A vector for each bucket, of a tensor for each variable or `None`: zeros."""
-        return [bucket.pack(bucket.pick(tensors)) for bucket in self.buckets]
+    def pack(self, gradients):
+        """Of a gradient for each variable, or `None` for zeros: a vector for each bucket,
+        and `Rows` for each of `tables`."""
+        return [part.pack(part.pick(gradients)) for part in self.parts]
 
     def unpack(self, vectors):
-        """A tensor of each variable's shape, in the order of the variables."""
+        """A tensor of each variable's shape, in the order of the variables, where none is
+        a table."""
         parts = [bucket.unpack(v) for bucket, v in zip(self.buckets, vectors)]
         return [parts[number][position] for number, position in self.index_map]
 

@@ -5,38 +5,12 @@ equal shape share their programs.
 """
 
 import functools
-from typing import NamedTuple
 
 import tensorflow as tf
 
-from gsnr_tf.rules.rule import Coefficients
 from gsnr_tf.sharding import telemetry
-from gsnr_tf.stats import (
-    ESTIMATORS,
-    ROW_ESTIMATORS,
-    Moments,
-    clip_multiplier,
-    countable,
-    gsnr_of_share,
-    merged,
-    row_moments,
-)
-
-
-class Statistics(NamedTuple):
-    """What the samples say of a shard.
-
-    Attributes:
-        mean: The mean gradient, in the shape of the shard.
-        r: What the estimator gives, likewise, or `[rows, 1]` by row.
-        noise: 1 − q, the share of noise, likewise, where decay is gated by it, or `None`.
-        sums: `[variables, 4]`: Σ r, how many count, Σ mean², Σ variance.
-    """
-
-    mean: tf.Tensor
-    r: tf.Tensor
-    noise: tf.Tensor | None
-    sums: tf.Tensor
+from gsnr_tf.sharding.arithmetic import Arithmetic, Statistics
+from gsnr_tf.stats import Moments, gsnr_of_share, merged
 
 
 class UpdateKernels:
@@ -57,15 +31,12 @@ class UpdateKernels:
     """
 
     def __init__(self, rule, settings, by_variable, shard, compiled):
-        self._rule = rule
         self._settings = settings
         self._shard = shard
         bucket = shard.bucket
         self._number_of_variables = len(by_variable)
         own = bucket.pick(by_variable)
-        self._decays = [variable.weight_decay for variable in own]
-        self._l2s = [variable.l2 for variable in own]
-        self._adapts = [rule.adapts and variable.adapts for variable in own]
+        self._math = Arithmetic(rule, settings, own, bucket.dtype, bucket.by_row)
         self.kind = (tuple(bucket.shapes), bucket.weights_dtype, tuple(own))
         fused = _fused if compiled else lambda kernel: kernel
         self.statistics = fused(self._statistics)
@@ -77,8 +48,8 @@ class UpdateKernels:
 
     @property
     def adapts(self):
-        """Whether any variable has a trust ratio, which waits for its norms."""
-        return any(self._adapts)
+        """See `Arithmetic`."""
+        return self._math.adapts
 
     # ---- statistics ------------------------------------------------------------------
 
@@ -96,17 +67,7 @@ class UpdateKernels:
 
     def _weigh(self, mean, variance, number):
         """`Statistics` from mean and variance, flat vectors."""
-        mean, variance = self._shard.in_shape(mean, variance)
-        by_row = self._shard.bucket.by_row
-        estimators = ROW_ESTIMATORS if by_row else ESTIMATORS
-        r = estimators[self._settings.estimator](mean, variance, number)
-        judged = row_moments(mean, variance) if by_row else (mean, variance)
-        finite, counted = countable(*judged, r)
-        sums = self._shard.sums(finite, counted, mean * mean, variance)
-        noise = None
-        if self._settings.l2_form == "gated" and any(self._l2s):
-            noise = 1 - estimators["robust"](mean, variance, number)
-        return Statistics(mean, r, noise, sums)
+        return self._math.weigh(self._shard, *self._shard.in_shape(mean, variance), number)
 
     # ---- the rule, in two phases where norms have to be summed over shards -----------
 
@@ -125,11 +86,12 @@ class UpdateKernels:
             active: `[variables]`, which have a gradient; `None`: all.
         """
         theta = self._shard.cut(variables)
-        _, u, moved = self._toward(self._shard, theta, statistics, slots, scales, rate, t)
+        values = _values(slots)
+        _, u, moved = self._math.toward(self._shard, theta, statistics, values, scales, rate, t)
         if self.adapts:
             self._keep(slots, moved, active)
             return u, self._shard.sums(theta * theta, u * u)
-        new, moved = self._descended(theta, u, None, moved, rate, t)
+        new, moved = self._math.descended(self._shard, theta, u, None, moved, rate, t)
         self._keep(slots, moved, active)
         return self._sendable(new, theta, active), None
 
@@ -141,7 +103,7 @@ class UpdateKernels:
         """
         theta = self._shard.cut(variables)
         old = _values(slots)
-        new, moved = self._descended(theta, u, norms, old, rate, t)
+        new, moved = self._math.descended(self._shard, theta, u, norms, old, rate, t)
         changed = {name: value for name, value in moved.items() if value is not old[name]}
         self._keep(slots, changed, active)
         return self._sendable(new, theta, active)
@@ -157,61 +119,14 @@ class UpdateKernels:
         """
         shard = self._shard
         theta, slots = shard.cut(variables), {k: shard.cut(s) for k, s in slots.items()}
-        _, u, moved = self._toward(shard, theta, statistics, slots, scales, rate, t)
+        _, u, moved = self._math.toward(shard, theta, statistics, slots, scales, rate, t)
         norms = shard.sums(theta * theta, u * u) if self.adapts else None
-        new, moved = self._descended(theta, u, norms, moved, rate, t)
+        new, moved = self._math.descended(shard, theta, u, norms, moved, rate, t)
         new = self._of_active(new, theta, active)
         moved = {k: self._of_active(value, slots[k], active) for k, value in moved.items()}
         return self._by_variable(new), {k: self._by_variable(s) for k, s in moved.items()}
 
     # ---- pieces of them --------------------------------------------------------------
-
-    def _toward(self, shard, theta, statistics, slots, scales, rate, t):
-        """Multiplier, u, and the slots after `Rule.direction`, of a shard or a sample."""
-        mean, r, noise, sums = statistics
-        multiplier = clip_multiplier(
-            r,
-            shard.broadcast(sums[:, 0]),
-            shard.broadcast(sums[:, 1]),
-            self._settings.gamma,
-            self._settings.ceiling,
-        )
-        gradient = mean * shard.broadcast(scales)
-        if self._settings.clipvalue:
-            limit = self._settings.clipvalue
-            gradient = tf.clip_by_value(gradient, -limit, limit)
-        l2 = self._l2(shard, noise)
-        if l2 is not None and self._settings.l2_form == "inside":
-            gradient, l2 = gradient + l2 * theta, None
-        at = self._coefficients(shard, rate, t)._replace(l2=l2)
-        return multiplier, *self._rule.direction(theta, gradient, multiplier, _values(slots), at)
-
-    def _descended(self, theta, u, norms, slots, rate, t):
-        """θ and all slots after `Rule.descend`; norms of `None`: no trust ratio."""
-        phi = 1.0 if norms is None else self._shard.broadcast(self.phi(norms, rate, t))
-        at = self._coefficients(self._shard, rate, t)
-        theta, changed = self._rule.descend(theta, u, phi, slots, at)
-        return theta, {**slots, **changed}
-
-    def phi(self, norms, rate, t):
-        """Trust ratios `[variables]`, from Σ θ² and Σ u² of all shards."""
-        norms = tf.sqrt(norms)
-        if not self.adapts:
-            return tf.ones_like(norms[:, 0])
-        at = Coefficients(rate, t, tf.constant(self._decays, norms.dtype))
-        phi = self._rule.trust(norms[:, 0], norms[:, 1], at)
-        return tf.where(self._adapts, phi, tf.ones_like(phi))
-
-    def _l2(self, shard, noise):
-        """λ₂, or λ₂(1 − q); `None` if none of the variables has it."""
-        if not any(self._l2s):
-            return None
-        l2 = shard.broadcast(tf.constant(self._l2s, self._shard.bucket.dtype))
-        return l2 if noise is None else l2 * noise
-
-    def _coefficients(self, shard, rate, t):
-        decays = tf.constant(self._decays, self._shard.bucket.dtype)
-        return Coefficients(rate, t, shard.broadcast(decays))
 
     def _keep(self, slots, moved, active):
         """A variable without a gradient is left alone, and so is its state."""
@@ -245,7 +160,7 @@ class UpdateKernels:
         theta = sample.of(self._shard.cut(variables))
         slots = {name: sample.of(slot) for name, slot in slots.items()}
         sampled = Statistics(mean, r, noise, statistics.sums)
-        multiplier, u, _ = self._toward(sample, theta, sampled, slots, scales, rate, t)
+        multiplier, u, _ = self._math.toward(sample, theta, sampled, slots, scales, rate, t)
         if self._settings.estimator != "paper":
             r = gsnr_of_share(r, number)
         bounds = (self._settings.gamma, self._settings.ceiling)
@@ -253,7 +168,7 @@ class UpdateKernels:
 
     def telemetry_table(self, sums, sampled, rate, t):
         """`telemetry.table` of the sums of all shards."""
-        return telemetry.table(sums, sampled, self.phi(sampled[:, 4:6], rate, t))
+        return telemetry.table(sums, sampled, self._math.phi(sampled[:, 4:6], rate, t))
 
 
 _fused = functools.partial(tf.function, jit_compile=True, autograph=False)

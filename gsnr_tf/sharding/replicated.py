@@ -11,6 +11,7 @@ import functools
 import tensorflow as tf
 
 from gsnr_tf.comm.base import assign
+from gsnr_tf.sharding.row_exchange import ReplicatedRows, scatter
 from gsnr_tf.sharding.shard import Shard
 
 # Elements from which XLA saves more in updates than compiling takes: seconds, however
@@ -30,6 +31,7 @@ class Replicated:
 
     Attributes:
         shards: A `Shard` for each bucket.
+        tables: List of `Tables`.
         slots: As given.
         compiled: Whether XLA compiles what is computed.
     """
@@ -44,6 +46,11 @@ class Replicated:
         self._layout = layout
         self._variables = variables
         self._name = name
+        self.tables = layout.tables
+        self._rows = [
+            ReplicatedRows(communicator, tables, f"{name}.table{number}")
+            for number, tables in enumerate(layout.tables)
+        ]
 
     def variables_of(self, number):
         """The variables of a bucket, as tensors."""
@@ -52,8 +59,9 @@ class Replicated:
 
     def statistics(self, kernels, moments, weighted, riders, samples):
         """See `Update.reduce`."""
-        means, variances, riders = self.communicator.reduce_moments(
-            moments, self._name, self._layout.carrier, weighted, riders=riders
+        comm, buckets = self.communicator, len(self.shards)
+        means, variances, riders = comm.reduce_moments(
+            moments[:buckets], self._name, self._layout.carrier, weighted, riders=riders
         )
 
         def weigh(means, variances):
@@ -62,26 +70,68 @@ class Replicated:
                 for one, mean, variance in zip(kernels, means, variances)
             ]
 
-        return self.communicator.each(weigh, means, variances), riders
+        found = comm.each(weigh, means, variances)
+        for one, rows, own in zip(kernels[buckets:], self._rows, moments[buckets:]):
+            whole = rows.merged(own, weighted)
+            found = [*found, comm.each(functools.partial(_statistics, one, samples), whole)]
+        return found, riders
 
-    def apply(self, kernels, statistics, scales, rate, t, active):
-        """Updates variables and slots of all buckets on every worker."""
+    def apply(self, kernels, statistics, scales, rate, t, active, samples):
+        """Updates variables and slots of all buckets and tables on every worker."""
+        comm, buckets = self.communicator, len(self.shards)
         for number, bucket in enumerate(self._layout.buckets):
             if all(has is False for has in bucket.pick(active)):
                 continue
             known = bucket.activity(active)
             update = functools.partial(self._updated, kernels[number], number, rate, t, known)
-            variables, slots = self.communicator.each(update, statistics[number], scales[number])
-            for variable, value in zip(bucket.pick(self._variables), variables):
-                self.communicator.update(variable, assign, value)
-            for name, values in slots.items():
-                for slot, value in zip(bucket.pick(self.slots.by_name[name]), values):
-                    self.communicator.update(slot, assign, value)
+            variables, slots = comm.each(update, statistics[number], scales[number])
+            for variable, value in self._targets(bucket, variables, slots):
+                comm.update(variable, assign, value)
+        for number, tables in enumerate(self.tables, buckets):
+            update = functools.partial(
+                self._updated_rows, kernels[number], tables, rate, t, samples
+            )
+            variables, slots = comm.each(update, statistics[number], scales[number])
+            for variable, (values, ids) in self._targets(tables, variables, slots):
+                comm.update(variable, _scatter, values, ids)
+
+    def _targets(self, part, variables, slots):
+        """Pairs of a variable, or a slot, and what is given for it."""
+        yield from zip(part.pick(self._variables), variables)
+        for name, values in slots.items():
+            yield from zip(part.pick(self.slots.by_name[name]), values)
 
     def _updated(self, kernels, number, rate, t, active, statistics, scales):
         variables = self.variables_of(number)
         slots = self.slots.of_bucket(self._layout.buckets[number])
         return kernels.update(variables, statistics, slots, scales, rate, t, active)
+
+    def _updated_rows(self, kernels, tables, rate, t, samples, statistics, scales):
+        """New values and ids of the touched rows, for each table and each of its slots."""
+        keys = statistics.keys
+        split = tables.split(keys)
+        theta = tables.read(tables.pick(self._variables), split)
+        slots = self.slots.read_rows(tables, split)
+        u, slots, norms = kernels.toward(statistics, theta, slots, scales, rate, t, samples)
+        if norms is not None:
+            u, slots = kernels.descend(keys, theta, u, slots, norms, rate, t)
+
+        def by_table(values):
+            parts = [tables.of_table(n, values, split) for n in range(len(tables.indices))]
+            return [(part.values, part.indices) for part in parts]
+
+        return by_table(u), {name: by_table(slot) for name, slot in slots.items()}
+
+    def sampled_sums(self, kernels, number, statistics, scales, rate, t, samples):
+        """See `telemetry.sampled_sums`, of one part of the layout."""
+        if number < len(self.shards):
+            variables, slots = self.variables_of(number), self.slots.of_shard(number)
+        else:
+            tables = self.tables[number - len(self.shards)]
+            split = tables.split(statistics.keys)
+            variables = tables.read(tables.pick(self._variables), split)
+            slots = self.slots.read_rows(tables, split)
+        return kernels.sampled_sums(variables, statistics, slots, scales, rate, t, samples)
 
     def report(self, samples):
         """See `GSNROptimizer.sharding_report`."""
@@ -91,3 +141,11 @@ class Replicated:
             f"has all {number:,} elements and {self.slots.bytes:,} bytes of state; "
             f"reduces {2 * number * self._layout.dtype.size:,} bytes an update"
         )
+
+
+def _statistics(kernels, samples, moments):
+    return kernels.statistics(moments, samples)
+
+
+def _scatter(variable, values, ids):
+    scatter(variable, tf.IndexedSlices(values, ids))

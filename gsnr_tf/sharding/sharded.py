@@ -8,6 +8,8 @@ Here the first half sends the samples themselves, so that the owner rank of a sh
 their exact variance without a second reduction, and the second half sends weights.
 Each rank computes the rule, and keeps its state, for 1/k of the parameters.
 
+Of embedding tables the rows that were touched go this way, see `row_exchange.py`.
+
 Each bucket is divided among all ranks and goes this way by itself, as soon as its
 gradients are there. What concerns a whole variable crosses shards as one number: sums
 for the mean of r and for clipping in one short allreduce, norms for trust ratios in
@@ -17,12 +19,14 @@ another.
 import tensorflow as tf
 
 from gsnr_tf.sharding.kernels import merge_workers
+from gsnr_tf.sharding.row_exchange import ShardedRows
 from gsnr_tf.sharding.shard import Shard
 from gsnr_tf.sharding.slots import ShardedSlots
 
 
 class Sharded:
-    """Every bucket is divided among all ranks. All ranks must make it at one point.
+    """Every bucket, and the rows of tables, are divided among all ranks. All ranks must
+    make it at one point.
 
     Args:
         communicator: A `Communicator` that can shard.
@@ -35,6 +39,7 @@ class Sharded:
 
     Attributes:
         shards: This rank's `Shard` of each bucket.
+        tables: List of `Tables`.
         slots: `ShardedSlots`.
         compiled: Whether XLA compiles what is computed: always, for the copies that it
             spares.
@@ -59,6 +64,11 @@ class Sharded:
             )
             for number, shard in enumerate(self.shards)
         ]  # fmt: skip
+        self.tables = layout.tables
+        self._rows = [
+            ShardedRows(communicator, tables, variables, wire_dtype, f"{name}.table{number}")
+            for number, tables in enumerate(layout.tables)
+        ]
 
     def variables_of(self, number):
         """The variables of a bucket, whole, as tensors."""
@@ -66,34 +76,94 @@ class Sharded:
 
     def statistics(self, kernels, moments, weighted, riders, samples):
         """See `Update.reduce`. Weights of samples always travel."""
-        carrier = self._layout.carrier
+        carrier, buckets = self._layout.carrier, len(self._buckets)
         found, weights = [None] * len(moments), None
-        for number in [carrier, *(n for n in range(len(moments)) if n != carrier)]:
+        order = [] if carrier is None else [carrier, *(n for n in range(buckets) if n != carrier)]
+        for number in order:
             means, m2s, theirs, weights = self._buckets[number].scatter(
                 moments[number], weights, self._plan.compares_workers
             )
             found[number] = kernels[number].statistics(means, m2s, theirs, samples)
+        if self._rows and weights is None:
+            weights = self._weights(moments[0].weight)
+        for number, rows in enumerate(self._rows, buckets):
+            whole = rows.scatter(moments[number], weights, self._plan.compares_workers)
+            found[number] = kernels[number].statistics(whole, samples)
         sums, riders = self.total([one.sums for one in found], "sums", riders)
         return [one._replace(sums=s) for one, s in zip(found, sums)], riders
 
-    def apply(self, kernels, statistics, scales, rate, t, active):
+    def _weights(self, weight):
+        """For each stage those of its ranks, where there is no bucket to carry them."""
+        by_rank = self.communicator.by_worker(weight[None], f"{self._name}.weights")[:, 0]
+        return [
+            tf.stack([tf.reduce_sum(tf.gather(by_rank, ranks)) for ranks in behind])
+            for behind in self.communicator.exchange_plan.behind
+        ]
+
+    def apply(self, kernels, statistics, scales, rate, t, active, samples):
         """Updates the own shards of variables and slots, and gathers all variables."""
-        moving = []
-        for number, (one, bucket) in enumerate(zip(kernels, self._buckets)):
-            known = self._layout.buckets[number].activity(active)
-            slots = self.slots.of_shard(number)
-            u, norms = one.direction(
-                bucket.variables(), statistics[number], slots, scales[number], rate, t, known
-            )
-            moving.append((one, bucket, slots, known, u, norms))
-        adapting = [one for one in moving if one[-1] is not None]
+        begun = []
+        for number, one in enumerate(kernels):
+            given = one, number, statistics[number], scales[number], rate, t
+            if number < len(self._buckets):
+                begun.append(self._begin(*given, active))
+            else:
+                begun.append(self._begin_rows(*given, samples))
+        adapting = [(norms, finish) for norms, finish in begun if norms is not None]
         if adapting:
-            all_norms, _ = self.total([norms for *_, norms in adapting], "norms")
-            for (one, bucket, slots, known, u, _), norms in zip(adapting, all_norms):
-                bucket.gather(one.descend(bucket.variables(), u, norms, slots, rate, t, known))
-        for _, bucket, *_, theta, norms in moving:
+            all_norms, _ = self.total([norms for norms, _ in adapting], "norms")
+            for (_, finish), norms in zip(adapting, all_norms):
+                finish(norms)
+        for norms, finish in begun:
             if norms is None:
-                bucket.gather(theta)
+                finish(None)
+
+    def _begin(self, kernels, number, statistics, scales, rate, t, active):
+        """The update of a bucket up to where norms have to be summed over shards.
+
+        Returns:
+            `(norms, finish)`: `[variables, 2]`, or `None` without a trust ratio, and a
+            function that is given their sum over shards, and does the rest.
+        """
+        bucket, slots = self._buckets[number], self.slots.of_shard(number)
+        known = self._layout.buckets[number].activity(active)
+        u, norms = kernels.direction(bucket.variables(), statistics, slots, scales, rate, t, known)
+
+        def finish(norms):
+            theta = u
+            if norms is not None:
+                theta = kernels.descend(bucket.variables(), u, norms, slots, rate, t, known)
+            bucket.gather(theta)
+
+        return norms, finish
+
+    def _begin_rows(self, kernels, number, statistics, scales, rate, t, samples):
+        """The same of tables."""
+        place = number - len(self._buckets)
+        rows, slots = self._rows[place], self.slots.of_tables(place)
+        keys = statistics.keys
+        theta = rows.read(self.tables[place].split(keys))
+        before = slots.read(keys)
+        u, moved, norms = kernels.toward(statistics, theta, before, scales, rate, t, samples)
+
+        def finish(norms):
+            new, after = u, moved
+            if norms is not None:
+                new, after = kernels.descend(keys, theta, u, moved, norms, rate, t)
+            slots.write(keys, after)
+            rows.gather(keys, new)
+
+        return norms, finish
+
+    def sampled_sums(self, kernels, number, statistics, scales, rate, t, samples):
+        """See `telemetry.sampled_sums`, of this rank's shard of one part of the layout."""
+        if number < len(self._buckets):
+            variables, slots = self.variables_of(number), self.slots.of_shard(number)
+        else:
+            place, keys = number - len(self._buckets), statistics.keys
+            variables = self._rows[place].read(self.tables[place].split(keys))
+            slots = self.slots.of_tables(place).read(keys)
+        return kernels.sampled_sums(variables, statistics, slots, scales, rate, t, samples)
 
     def total(self, tables, name, riders=None):
         """Sums over all ranks of tables `[variables, columns]`, by one collective.
@@ -120,6 +190,10 @@ class Sharded:
         m2_travels = [self._plan.keeps_m2, self._plan.compares_workers]
         for index, rank in sorted(enumerate(exchange.owner_ranks), key=lambda x: x[1]):
             own = sum(bucket.owned(index) for bucket in self._buckets)
+            own += sum(
+                tables.owned(index, self.communicator.workers) * tables.width
+                for tables in self.tables
+            )
             state = own * len(self.slots.names) * self._layout.dtype.size
             sent = sum(bucket.sent(index, m2_travels) for bucket in self._buckets)
             lines.append(

@@ -52,6 +52,10 @@ class ReplicatedSlots:
             for name, slots in self.by_name.items()
         }
 
+    def read_rows(self, tables, split):
+        """Within a step: dict of tensors `[rows, width]`; see `Tables.read`."""
+        return {n: tables.read(tables.pick(slots), split) for n, slots in self.by_name.items()}
+
     def of_shard(self, number):
         """Within a step: dict of tensors in the shape of a bucket's only shard."""
         bucket = self._layout.buckets[number]
@@ -74,7 +78,9 @@ class ShardedSlots:
         self._layout = layout
         self._comm = communicator
         self._elements = sum(shard.size for shard in shards)
-        self._state = {name: ShardState(name, layout, shards) for name in names}
+        place = communicator.exchange_plan.shard, communicator.workers
+        self._elements += sum(t.owned(*place) * t.width for t in layout.tables)
+        self._state = {name: ShardState(name, layout, shards, *place) for name in names}
         self._served = ServedState(self._state)
         self._peers = communicator.peers(self._served)
 
@@ -103,11 +109,18 @@ class ShardedSlots:
     def read(self, slot, index):
         """The slot of a variable, whole, as it is after this rank's last change."""
         by_rank = self._peers.collect(f"{slot}/{index}")
-        flat = np.frombuffer(
-            b"".join(by_rank[rank] for rank in self._comm.exchange_plan.owner_ranks),
-            self._layout.dtype.as_numpy_dtype,
-        )
-        return flat.reshape(self._layout.shapes[index])
+        owners, dtype = self._comm.exchange_plan.owner_ranks, self._layout.dtype.as_numpy_dtype
+        parts = [np.frombuffer(by_rank[rank], dtype) for rank in owners]
+        shape = self._layout.shapes[index]
+        number, position = self._layout.index_map[index]
+        part = self._layout.parts[number]
+        if not self._layout.is_table[index]:
+            return np.concatenate(parts).reshape(shape)
+        whole = np.empty([shape[0], part.width], dtype)
+        for shard, own in enumerate(parts):
+            rows = part.own_rows(position, shard, len(owners))
+            whole[rows] = own.reshape(-1, part.width)
+        return whole.reshape(shape)
 
     def write(self, slot, index, value):
         """Takes the own shard of the slot of a variable."""
@@ -118,21 +131,56 @@ class ShardedSlots:
         """Within a step: dict of `tf.Variable`s of this rank's shard of a bucket."""
         return {name: state.of_shard[number] for name, state in self._state.items()}
 
+    def of_tables(self, number):
+        """Within a step: the `ShardedRowSlots` of some tables."""
+        of_name = {name: state.of_tables[number] for name, state in self._state.items()}
+        return ShardedRowSlots(of_name, self._comm.workers)
+
+
+class ShardedRowSlots:
+    """Slots of the rows of some tables that this rank owns.
+
+    Args:
+        by_name: Dict of `tf.Variable`s `[own rows, width]`.
+        shards: Int, how many shards there are.
+    """
+
+    def __init__(self, by_name, shards):
+        self._by_name = by_name
+        self._shards = shards
+
+    def _places(self, keys):
+        return keys // tf.constant(self._shards, keys.dtype)
+
+    def read(self, keys):
+        """Dict of tensors `[rows, width]`."""
+        places = self._places(keys)
+        return {name: tf.gather(slot, places) for name, slot in self._by_name.items()}
+
+    def write(self, keys, values):
+        """Takes what `read` gives."""
+        places = self._places(keys)
+        for name, value in values.items():
+            self._by_name[name].scatter_update(tf.IndexedSlices(value, places))
+
 
 class ShardState:
-    """One slot of the rule: of each bucket the rank's own shard.
+    """One slot of the rule: of each bucket, and of all tables, the rank's own shard.
 
     Args:
         name: Of the slot.
         layout: The `BucketLayout`.
         shards: The rank's `Shard` of each bucket.
+        shard, number: Which shard it is, of how many.
 
     Attributes:
         of_shard: For each bucket a `tf.Variable` of the shard's shape.
+        of_tables: For each of the layout's tables one `[own rows, width]`.
     """
 
-    def __init__(self, name, layout, shards):
+    def __init__(self, name, layout, shards, shard, number):
         self._layout = layout
+        self._place = shard, number
         self._ranges = [(shard.start, shard.stop) for shard in shards]
         with tf.init_scope():
             self.of_shard = [
@@ -140,6 +188,14 @@ class ShardState:
                     tf.zeros(shard.shape, layout.dtype), trainable=False, name=f"{name}_shard"
                 )
                 for shard in shards
+            ]
+            self.of_tables = [
+                tf.Variable(
+                    tf.zeros([tables.owned(*self._place), tables.width], layout.dtype),
+                    trainable=False,
+                    name=f"{name}_rows",
+                )
+                for tables in layout.tables
             ]
 
     def _own(self, index):
@@ -156,13 +212,29 @@ class ShardState:
         offset = first - start
         return number, slice(low, high), slice(offset + low, offset + high)
 
+    def _own_rows(self, index):
+        """The slot of its tables, which of its rows are the own, and where they are in it."""
+        number, position = self._layout.index_map[index]
+        number -= len(self._layout.buckets)
+        tables = self._layout.tables[number]
+        rows = tables.own_rows(position, *self._place)
+        return self.of_tables[number], rows, tf.range(*tables.own_range(position, *self._place))
+
     def own(self, index):
         """What this rank has of a variable's slot: a flat array."""
+        if self._layout.is_table[index]:
+            slot, _, places = self._own_rows(index)
+            return tf.gather(slot, places).numpy().reshape(-1)
         number, _, there = self._own(index)
         return self.of_shard[number].numpy().reshape(-1)[there]
 
     def write(self, index, value):
         """Takes the own shard of a variable's slot."""
+        if self._layout.is_table[index]:
+            slot, rows, places = self._own_rows(index)
+            values = tf.reshape(value, [value.shape[0], -1])[rows]
+            slot.scatter_update(tf.IndexedSlices(tf.cast(values, slot.dtype), places))
+            return
         number, here, there = self._own(index)
         if here.start < here.stop:
             shard = self.of_shard[number]

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
 from gsnr_tf.comm.base import assign
+from gsnr_tf.sharding.tables import TouchedRows
 from gsnr_tf.stats import summary
 
 # What the statistics do not have is taken from this many elements, evenly spread over
@@ -54,15 +55,15 @@ class Telemetry:
         self._comm = communicator
         self._sizes = sizes
         self.every = every
-        self._shapes = [[len(b.indices), _SAMPLED_COLUMNS] for b in layout.buckets]
+        self._shapes = [[len(part.indices), _SAMPLED_COLUMNS] for part in layout.parts]
         with tf.init_scope(), strategy.scope():
             shape = [len(layout.index_map), _COLUMNS]
             self._table = _variable(tf.zeros(shape, layout.dtype))
             # Number of the update, samples, accumulation steps.
             self._counts = _variable(tf.zeros([3], tf.int64))
             self._times = [_variable(tf.zeros([], tf.float64)) for _ in range(3)]
-        # Tables come bucket by bucket.
-        order = [index for bucket in layout.buckets for index in bucket.indices]
+        # They come part by part.
+        order = [index for part in layout.parts for index in part.indices]
         self._order = np.argsort(order)
 
     def record(self, tables):
@@ -186,11 +187,56 @@ class StridedSubsample:
         return summary.counts_by_bin(bins, weights, self._variable_of, self._variables, number)
 
 
+class RowSample:
+    """The first of the touched rows of some tables, in place of all.
+
+    They come as they were looked up, which has nothing to do with what is recorded.
+
+    Args:
+        tables: `Tables`.
+        keys: Integer tensor, those of all touched rows.
+        variables: Int, how many variables the model has.
+
+    Attributes:
+        rows: The `TouchedRows` that it has.
+    """
+
+    def __init__(self, tables, keys, variables):
+        most = min(_SAMPLED_EACH * len(tables.indices), max(_SAMPLED // variables, 256))
+        self._most = max(most // tables.width, 64)
+        self._variables = len(tables.indices)
+        self._width = tables.width
+        own = self.first(keys)
+        table = tables.table_of(own)
+        self.rows = TouchedRows(tables, table)
+        self._variable_of = tf.repeat(table, tables.width)
+        # For how many elements each stands.
+        share = tf.math.divide_no_nan(*(tf.cast(tf.size(k), tables.dtype) for k in (keys, own)))
+        self.weights = tf.fill(tf.shape(self._variable_of), share)
+
+    def first(self, rows):
+        """The rows of the sample, of all."""
+        return rows[: self._most]
+
+    def of(self, vector):
+        """The elements of these rows, of `[rows, width]` or `[rows, 1]`."""
+        many = tf.shape(vector)[0]
+        return tf.reshape(tf.broadcast_to(vector, [many, self._width]), [-1])
+
+    def sums(self, *vectors):
+        """Sums over each table of vectors of its elements, weighted."""
+        weighted = tf.stack(vectors, axis=1) * self.weights[:, None]
+        return tf.math.unsorted_segment_sum(weighted, self._variable_of, self._variables)
+
+    def counts(self, bins, weights, number):
+        return summary.counts_by_bin(bins, weights, self._variable_of, self._variables, number)
+
+
 def sampled_sums(sample, mean, r, multiplier, bounds, theta, u):
     """What there is to see of a shard beyond its statistics.
 
     Args:
-        sample: `StridedSubsample`.
+        sample: `StridedSubsample`, or `RowSample`.
         mean, r, multiplier, theta, u: Tensors `[n]`, of its elements.
         bounds: Pair `(gamma, ceiling)`.
 
@@ -205,7 +251,7 @@ def sampled_sums(sample, mean, r, multiplier, bounds, theta, u):
         tf.square(theta),
         tf.square(u),
     )
-    weights = known * tf.constant(sample.weights, mean.dtype)
+    weights = known * tf.cast(sample.weights, mean.dtype)
     bins = (summary.r_bin(r), summary.multiplier_bin(multiplier, *bounds))
     numbers = (summary.R_BINS, summary.MULTIPLIER_BINS)
     counts = [sample.counts(b, weights, number) for b, number in zip(bins, numbers)]

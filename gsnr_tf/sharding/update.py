@@ -12,6 +12,7 @@ import functools
 import tensorflow as tf
 
 from gsnr_tf.sharding.kernels import UpdateKernels, clip_scales
+from gsnr_tf.sharding.row_kernels import RowKernels
 
 
 class Update:
@@ -40,6 +41,10 @@ class Update:
         for shard in exchange.shards:
             kernels = UpdateKernels(rule, settings, by_variable, shard, exchange.compiled)
             self._kernels.append(shared.setdefault(kernels.kind, kernels))
+        self._kernels += [
+            RowKernels(rule, settings, by_variable, tables, exchange.compiled)
+            for tables in exchange.tables
+        ]
 
     # ---- within a step ---------------------------------------------------------------
 
@@ -47,13 +52,15 @@ class Update:
         """Statistics of the samples of all workers.
 
         Args:
-            moments: List of `Moments` of this worker, one for each bucket.
+            moments: List of `Moments` of this worker, one for each bucket, and of
+                `SparseMoments`, one for each of the layout's tables.
             weighted: Whether their weight may differ between workers.
             riders: Tensor `[m]` to sum over ranks on the way, or `None`.
 
         Returns:
             `(finite, statistics, riders)`: whether the mean of all samples is finite, a
-            scalar boolean; the `Statistics` of each shard, with sums over all shards;
+            scalar boolean; the `Statistics` of each shard, and `RowStatistics`, with sums
+            over all shards;
             the sum of the riders.
         """
         if self.telemetry:
@@ -81,7 +88,7 @@ class Update:
         if self.telemetry:
             self.telemetry.mark(1, all_sums)
             self._observe(statistics, scales, rate, t)
-        self.exchange.apply(self._kernels, statistics, scales, rate, t, active)
+        self.exchange.apply(self._kernels, statistics, scales, rate, t, active, self._samples())
         return self._comm.each(_totals, all_sums)
 
     def end(self):
@@ -116,14 +123,8 @@ class Update:
 
     def _sampled_sums(self, rate, t, statistics, scales):
         return [
-            kernels.sampled_sums(
-                self.exchange.variables_of(number),
-                statistics[number],
-                self.exchange.slots.of_shard(number),
-                scales[number],
-                rate,
-                t,
-                self._samples(),
+            self.exchange.sampled_sums(
+                kernels, number, statistics[number], scales[number], rate, t, self._samples()
             )
             for number, kernels in enumerate(self._kernels)
         ]

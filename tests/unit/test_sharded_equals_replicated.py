@@ -26,6 +26,7 @@ from gsnr_tf.sharding.sharded import Sharded
 from gsnr_tf.sharding.slots import ReplicatedSlots
 from gsnr_tf.sharding.update import Update
 from gsnr_tf.stats import Moments
+from gsnr_tf.stats.sparse import Rows, SparseMoments
 
 SECONDS = 30
 UPDATES = 2
@@ -60,7 +61,7 @@ class World:
         def alltoall(tensor, splits, name, **_):
             sent = self.exchange(rank, name, (tensor, list(splits)))
             parts = [tf.split(tensor, splits)[rank] for tensor, splits in sent]
-            return tf.concat(parts, axis=0), None
+            return tf.concat(parts, axis=0), tf.stack([tf.shape(part)[0] for part in parts])
 
         host, local = self.places[rank]
         return types.SimpleNamespace(
@@ -118,15 +119,27 @@ class Case(types.SimpleNamespace):
     def moments(self, layout, rank, update):
         rng = np.random.default_rng([rank, update])
         sample = [
-            tf.constant(rng.normal(1.0, 0.5, size=shape), "float32") if has[rank] else None
-            for shape, has in zip(self.shapes, self.having)
+            self.gradient(rng, shape, is_table) if has[rank] else None
+            for shape, has, is_table in zip(self.shapes, self.having, self.is_table)
         ]
-        m2s = [tf.constant(rng.uniform(size=bucket.size), "float32") for bucket in layout.buckets]
         weight = tf.constant(self.weights[rank], "float32")
-        return [
-            Moments(weight, mean, m2 if self.keeps_m2 else None)
-            for mean, m2 in zip(layout.pack(sample), m2s)
-        ]
+        found = []
+        for part in layout.pack(sample):
+            values = part.values if isinstance(part, Rows) else part
+            m2 = tf.constant(rng.uniform(size=values.shape), "float32") if self.keeps_m2 else None
+            if isinstance(part, Rows):
+                found.append(SparseMoments(weight, part.keys, values, m2))
+            else:
+                found.append(Moments(weight, values, m2))
+        return found
+
+    @staticmethod
+    def gradient(rng, shape, is_table):
+        if not is_table:
+            return tf.constant(rng.normal(1.0, 0.5, size=shape), "float32")
+        ids = rng.integers(0, shape[0], rng.integers(0, 9))
+        rows = rng.normal(1.0, 0.5, size=[len(ids), *shape[1:]])
+        return tf.IndexedSlices(tf.constant(rows, "float32"), tf.constant(ids))
 
     def trained(self, sharded):
         world = World(self.hosts)
@@ -149,7 +162,7 @@ class Case(types.SimpleNamespace):
                 assert communicator.hosts == len(self.hosts)
                 communicator.exchange_by_host()
             variables = self.variables()
-            layout = BucketLayout(variables, 400, self.by_row)
+            layout = BucketLayout(variables, 400, self.by_row, self.is_table)
             if sharded:
                 exchange = Sharded(
                     communicator, layout, variables, self.rule.slots, plan, "float32", "a"
@@ -204,6 +217,7 @@ def cases(draw):
         keeps_m2=draw(st.booleans()),
         rule=draw(rules),
         by_row=[rows and len(shape) == 2 for shape in of_variables],
+        is_table=[len(shape) == 2 and draw(st.booleans()) for shape in of_variables],
         settings=Settings(
             estimator=draw(st.sampled_from(["paper", "robust", "james_stein"])),
             ceiling=10.0,
@@ -236,7 +250,8 @@ def test_weights_are_the_same(case):
         np.testing.assert_allclose(one, expected, rtol=2e-4, atol=2e-5)
 
 
-def test_a_wrong_share_is_found():
+@pytest.mark.parametrize("is_table", [False, True])
+def test_a_wrong_share_is_found(is_table):
     """That the comparison can fail: a rank whose weight is not told."""
     case = Case(
         hosts=[2],
@@ -246,6 +261,7 @@ def test_a_wrong_share_is_found():
         keeps_m2=False,
         rule=SGD(),
         by_row=[False],
+        is_table=[is_table],
         settings=Settings(),
     )
     right = case.trained(sharded=True)

@@ -1,0 +1,199 @@
+"""What a worker computes on the rows of tables that an update touches.
+
+How many rows there are is known at run time alone, and XLA compiles for shapes that are
+known before. So rows go through the compiled programs a fixed number at a time, which also
+keeps them in the cache; the last ones are filled up.
+"""
+
+import functools
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from gsnr_tf.sharding import telemetry
+from gsnr_tf.sharding.arithmetic import Arithmetic
+from gsnr_tf.sharding.tables import TouchedRows
+from gsnr_tf.stats import gsnr_of_share
+
+# Elements that go at a time: a dozen tensors of them fit a core's cache.
+_ELEMENTS = 2**15
+
+
+class RowStatistics(NamedTuple):
+    """What the samples say of the rows that they touch.
+
+    Attributes:
+        keys: Integer tensor `[rows]`.
+        mean, variance: Tensors `[rows, width]`.
+        sums: `[tables, 4]`, as of `Statistics`.
+    """
+
+    keys: tf.Tensor
+    mean: tf.Tensor
+    variance: tf.Tensor
+    sums: tf.Tensor
+
+
+class RowKernels:
+    """The statistics and the rule on touched rows.
+
+    Args:
+        rule: The `Rule`.
+        settings: `Settings`.
+        by_variable: List of `VariableSettings`, of all variables of the model.
+        tables: The `Tables`.
+        compiled: Whether XLA compiles them.
+    """
+
+    def __init__(self, rule, settings, by_variable, tables, compiled):
+        self._math = Arithmetic(
+            rule, settings, tables.pick(by_variable), tables.dtype, tables.by_row
+        )
+        self._tables = tables
+        self._at_a_time = max(1, _ELEMENTS // tables.width) if compiled else None
+        self._variables = len(by_variable)
+        fused = _fused if compiled else lambda kernel: kernel
+        self._weigh, self._toward = fused(self._weigh), fused(self._toward)
+        self._descend = fused(self._descend)
+
+    @property
+    def adapts(self):
+        """See `Arithmetic`."""
+        return self._math.adapts
+
+    def statistics(self, moments, number):
+        """`RowStatistics` of all samples.
+
+        Args:
+            moments: `SparseMoments` of them.
+            number: How many samples there were.
+        """
+        variance = moments.m2 / moments.weight
+        rows = [moments.mean, variance]
+        _, sums = self._by_rows(self._weigh, 0, moments.keys, rows, 4, number)
+        return RowStatistics(moments.keys, moments.mean, variance, sums)
+
+    def toward(self, statistics, theta, slots, scales, rate, t, number):
+        """The step up to where norms have to be summed over shards.
+
+        Args:
+            statistics: `RowStatistics`, with the sums of all shards.
+            theta: The rows as they are, `[rows, width]`.
+            slots: Dict of the same of the slots.
+            scales, rate, t: As for `Arithmetic.toward`.
+            number: How many samples there were.
+
+        Returns:
+            `(u, slots, norms)`: norms are `[tables, 2]`, Σ θ² and Σ u²; without a trust
+            ratio u is the new rows and norms are `None`.
+        """
+        names = tuple(slots)
+        rows = [statistics.mean, statistics.variance, theta, *slots.values()]
+        shared = statistics.sums, scales, rate, t, number
+        toward = functools.partial(self._toward, names)
+        outputs = 1 + len(names)
+        (u, *moved), norms = self._by_rows(toward, outputs, statistics.keys, rows, 2, *shared)
+        return u, dict(zip(names, moved)), norms if self.adapts else None
+
+    def descend(self, keys, theta, u, slots, norms, rate, t):
+        """The new rows, and slots, once the norms of all shards are known."""
+        names = tuple(slots)
+        rows = [theta, u, *slots.values()]
+        descend = functools.partial(self._descend, names)
+        outputs = 1 + len(names)
+        (theta, *moved), _ = self._by_rows(descend, outputs, keys, rows, 2, norms, rate, t)
+        return theta, dict(zip(names, moved))
+
+    # ---- programs on some rows: `(tensors of rows, sums)` ------------------------------
+
+    def _weigh(self, table, rows, number):
+        return [], self._math.weigh(TouchedRows(self._tables, table), *rows, number).sums
+
+    def _toward(self, names, table, rows, sums, scales, rate, t, number):
+        touched = TouchedRows(self._tables, table)
+        mean, variance, theta, *slots = rows
+        slots = dict(zip(names, slots))
+        statistics = self._math.weigh(touched, mean, variance, number)._replace(sums=sums)
+        _, u, slots = self._math.toward(touched, theta, statistics, slots, scales, rate, t)
+        norms = tf.zeros([len(self._tables.indices), 2], theta.dtype)
+        if self.adapts:
+            norms = touched.sums(theta * theta, u * u)
+        else:
+            u, slots = self._math.descended(touched, theta, u, None, slots, rate, t)
+        return [u, *(slots[name] for name in names)], norms
+
+    def _descend(self, names, table, rows, norms, rate, t):
+        touched = TouchedRows(self._tables, table)
+        theta, u, *slots = rows
+        slots = dict(zip(names, slots))
+        theta, slots = self._math.descended(touched, theta, u, norms, slots, rate, t)
+        return [theta, *(slots[name] for name in names)], tf.zeros_like(norms)
+
+    def _by_rows(self, program, outputs, keys, rows, columns, *shared):
+        """What a program gives of all rows, and the sums of what it sums up.
+
+        Args:
+            program: One of the above, or what it is compiled to.
+            outputs: Int, how many tensors of rows it gives.
+            keys: `[rows]`.
+            rows: List of tensors `[rows, width]`.
+            columns: Int, of its sums.
+            shared: What it is given besides, the same for all rows.
+        """
+        table = self._tables.table_of(keys)
+        if self._at_a_time is None:
+            return program(table, rows, *shared)
+        number, many = tf.size(keys), self._at_a_time
+        width, dtype = self._tables.width, self._tables.dtype
+        # At least once: for no rows at all there is nothing else that gives the shapes.
+        times = tf.maximum(-(-number // many), 1)
+        made = [tf.TensorArray(dtype, times, element_shape=[many, width]) for _ in range(outputs)]
+
+        def some(time, made, total):
+            start = time * many
+            stop = tf.minimum(start + many, number)
+            missing = start + many - stop
+            own = tf.pad(table[start:stop], [[0, missing]], constant_values=-1)
+            own = tf.ensure_shape(own, [many])
+            parts = [
+                tf.ensure_shape(tf.pad(r[start:stop], [[0, missing], [0, 0]]), [many, width])
+                for r in rows
+            ]
+            found, sums = program(own, parts, *shared)
+            made = [array.write(time, part) for array, part in zip(made, found)]
+            return time + 1, made, total + sums
+
+        total = tf.zeros([len(self._tables.indices), columns], dtype)
+        _, made, total = tf.while_loop(
+            lambda time, *_: time < times, some, [0, made, total], parallel_iterations=1
+        )
+        return [array.concat()[:number] for array in made], total
+
+    # ---- telemetry ---------------------------------------------------------------------
+
+    def sampled_sums(self, statistics, theta, slots, scales, rate, t, number):
+        """`telemetry.sampled_sums` of a step that the rule has yet to make.
+
+        Args:
+            As for `toward`.
+        """
+        sample = telemetry.RowSample(self._tables, statistics.keys, self._variables)
+        rows = sample.rows
+        mean, variance = sample.first(statistics.mean), sample.first(statistics.variance)
+        theta = sample.first(theta)
+        slots = {name: sample.first(slot) for name, slot in slots.items()}
+        found = self._math.weigh(rows, mean, variance, number)._replace(sums=statistics.sums)
+        multiplier, u, _ = self._math.toward(rows, theta, found, slots, scales, rate, t)
+        r = found.r
+        if self._math.settings.estimator != "paper":
+            r = gsnr_of_share(r, number)
+        bounds = (self._math.settings.gamma, self._math.settings.ceiling)
+        parts = [sample.of(vector) for vector in (mean, r, multiplier)]
+        return telemetry.sampled_sums(sample, *parts, bounds, sample.of(theta), sample.of(u))
+
+    def telemetry_table(self, sums, sampled, rate, t):
+        """`telemetry.table` of the sums of all shards."""
+        return telemetry.table(sums, sampled, self._math.phi(sampled[:, 4:6], rate, t))
+
+
+_fused = functools.partial(tf.function, jit_compile=True, autograph=False)
