@@ -185,16 +185,18 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
         graph = tf.compat.v1.get_default_graph()
         # XLA must know how many rows there are.
         rows_can_vary = not control_flow_util.GraphOrParentsInXlaContext(graph)
-        self._seen = [None] * len(self._trainable_variables)
+        seen = [None] * len(self._trainable_variables)
         for gradient, variable in zip(grads, variables):
             if gradient is not None:
                 is_sparse = isinstance(gradient, tf.IndexedSlices) and rows_can_vary
-                self._seen[self._get_variable_index(variable)] = is_sparse
+                seen[self._get_variable_index(variable)] = is_sparse
+        # A list would become a tracked one, which cannot be sent to other ranks.
+        self._seen = tuple(seen)
 
     def _settle_tables(self):
         if self.sparse == "dense":
             return
-        seen = self._seen or [None] * len(self._trainable_variables)
+        seen = self._seen or (None,) * len(self._trainable_variables)
         by_rank = [seen]
         if self._comm.has_ranks and self._comm.workers > 1:
             by_rank = self._comm.gather(seen, f"{self._collective}.tables")
