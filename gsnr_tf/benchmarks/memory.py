@@ -38,12 +38,12 @@ def beyond_gradients(make, rule, layers):
 
     variables = [keras.Variable(tf.random.normal(s), dtype="float32") for s in layers]
     state, update = make(rule, gradients, variables)
-    without, before = _peak_and_rest(backward)
-    peak, rest = _peak_and_rest(update)
+    without, before = peak_and_rest(backward)
+    peak, rest = peak_and_rest(update)
     return state, peak - without, rest - before
 
 
-def _peak_and_rest(step):
+def peak_and_rest(step):
     """Bytes beyond those at rest that the step takes, and those at rest."""
     device = "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
     for _ in range(2):
@@ -55,11 +55,16 @@ def _peak_and_rest(step):
     return tf.config.experimental.get_memory_info(device)["peak"] - rest, rest
 
 
+def count_memory():
+    """To be called first: the allocator of a CPU that keeps count is made with the first
+    tensor."""
+    os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "1"
+
+
 def main(arguments=None):
     """Measures on this rank; rank 0 prints."""
     args = contenders.options().parse_args(arguments)
-    # The allocator of a CPU that keeps count; it is made with the first tensor.
-    os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "1"
+    count_memory()
     contenders.use_one_core()
     rank = comm.rank()
     layers = contenders.shapes(args.elements, args.tensors)

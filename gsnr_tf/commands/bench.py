@@ -34,6 +34,12 @@ def add_arguments(parser):
             _add_network,
             _network,
         ),
+        (
+            "embedding",
+            "a step of an embedding table: lookup, gradient and update",
+            _add_embedding,
+            _embedding,
+        ),
         ("monitor", "a train step with GSNRMonitor and without it", _add_monitor, _monitor),
         (
             "soak",
@@ -160,6 +166,34 @@ def _show(told, args, answers):
         answers.append(told)
     elif not answers and not told["can_delay"] and any(args.delays):
         print("This kernel has no netem, so delay is left out.\n")
+
+
+def _add_embedding(add):
+    add("--np", type=int, nargs="+", default=[2], help="numbers of ranks")
+    add(
+        "--rows", type=elements, nargs="+", default=[1_000_000, 10_000_000],
+        help="of the table",
+    )  # fmt: skip
+    add("--width", type=int, default=16, help="of a row")
+    add("--touched", type=elements, default="50k", help="rows that a rank looks up in a step")
+    add("--rule", choices=registry.BY_NAME, nargs="+", default=["momentum", "adam", "lamb"])
+    add("--rounds", type=int, default=15, help="turns of each contender")
+    add("--gsnr-only", action="store_true", help="nothing to compare with, for large tables")
+
+
+def _embedding(args):
+    arguments = ["--rows", *map(str, args.rows)]
+    if args.gsnr_only:
+        arguments.append("--gsnr-only")
+    arguments += [f"--{name}={getattr(args, name)}" for name in ("width", "touched", "rounds")]
+    for ranks in args.np:
+        for rule in args.rule:
+            for more in ([], ["--memory"]):
+                given = [*arguments, f"--rule={rule}", *more]
+                code = launch.on_ranks(ranks, "gsnr_tf.benchmarks.embedding", given)
+                if code:
+                    return code
+    return 0
 
 
 def _add_monitor(add):
