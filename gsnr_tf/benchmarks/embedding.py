@@ -67,7 +67,7 @@ def gsnr(job, layer=Embedding):
     """A step of a model that is a table, by the family's optimizer."""
     row = registry.BY_NAME[job.rule]
     table = _layer(job, layer)
-    optimizer = row.optimizer_class(_RATE, **row.arguments)
+    optimizer = row.optimizer_class(_RATE, sparse="lazy", **row.arguments)
     optimizer.build(table.trainable_variables)
     optimizer.connect()
     gradient = _gradient(job, table)

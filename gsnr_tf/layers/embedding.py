@@ -26,12 +26,14 @@ class Embedding(keras.layers.Embedding):
         Returns:
             Tensor of one dimension more, in the layer's compute dtype.
         """
-        if self.lora_enabled or self.quantization_mode:
+        made_of_others = self.lora_enabled or self.quantization_mode
+        # Not `value`: under mixed precision that is a copy, cast. `None` while shapes are
+        # inferred, before there is a variable.
+        table = None if made_of_others else self._embeddings._value
+        if table is None:
             return super().call(inputs)
         if inputs.dtype not in ("int32", "int64"):
             inputs = keras.ops.cast(inputs, "int32")
-        # Not `value`: under mixed precision that is a copy, cast.
-        table = self._embeddings._value
         return keras.ops.cast(_rows(table, inputs, self.input_dim), self.compute_dtype)
 
 

@@ -193,7 +193,7 @@ def _rows(name, shape, dtype):
             shape=[None, *shape],
             trainable=False,
             synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=tf.VariableAggregation.MEAN,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             name=f"accumulated_{name}",
         )
 

@@ -29,8 +29,10 @@ FAMILY_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). D
         sparse: What an update does to rows of an embedding table, or of any variable whose
             gradient is `tf.IndexedSlices`, that no worker touched. "lazy": they and
             their state rest, and the update costs the rows that were touched; decay,
-            momentum and the trust ratio see no others. "dense": they take part. Defaults
-            to "lazy"; where XLA compiles the train step it is "dense".
+            momentum and the trust ratio see no others. "dense": they take part in
+            every update. "auto": tables of `bucket_bytes` or more are lazy, smaller
+            ones, of which an update costs next to nothing, dense. Where XLA compiles
+            the train step all are dense. Defaults to "auto".
         sample: What one sample of the gradient is: "micro_batch" (of
             `gradient_accumulation_steps`; k = workers × steps), "worker" (the mean of a
             worker's window; k = workers), "host" (the mean of a host's workers, where

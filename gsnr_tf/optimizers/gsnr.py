@@ -1,6 +1,7 @@
 """What the optimizers of the family share: arguments, state, and the way to an update."""
 
 import dataclasses
+import math
 import warnings
 
 import tensorflow as tf
@@ -31,7 +32,7 @@ from gsnr_tf.stats import ESTIMATORS
 GRANULARITIES = ("element", "row")
 # What becomes of rows of a table that no worker touches: they rest, or take part in every
 # update.
-SPARSE = ("lazy", "dense")
+SPARSE = ("auto", "lazy", "dense")
 
 
 class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
@@ -55,7 +56,7 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
         l2_form="outside",
         granularity="element",
         weight_decay=None,
-        sparse="lazy",
+        sparse="auto",
         sample="auto",
         sharding="auto",
         bucket_bytes=BUCKET_BYTES,
@@ -179,7 +180,14 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
     _seen = None
 
     def _guessed_tables(self, variables):
-        return [self.sparse == "lazy" and _is_embedding(variable) for variable in variables]
+        return [_is_embedding(variable) and self._may_be_sparse(variable) for variable in variables]
+
+    def _may_be_sparse(self, variable):
+        """Whether rows of it that nobody touches may rest."""
+        if self.sparse != "auto":
+            return self.sparse == "lazy"
+        size = math.prod(variable.shape) * tf.as_dtype(variable.dtype).size
+        return size >= self.bucket_bytes
 
     def _note_gradients(self, grads, variables):
         graph = tf.compat.v1.get_default_graph()
@@ -189,6 +197,7 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
         for gradient, variable in zip(grads, variables):
             if gradient is not None:
                 is_sparse = isinstance(gradient, tf.IndexedSlices) and rows_can_vary
+                is_sparse = is_sparse and self._may_be_sparse(variable)
                 seen[self._get_variable_index(variable)] = is_sparse
         # A list would become a tracked one, which cannot be sent to other ranks.
         self._seen = tuple(seen)

@@ -54,7 +54,7 @@ class GSNRLamb(GSNROptimizer):
         weight_decay=None,
         exclude_from_weight_decay=None,
         exclude_from_layer_adaptation=None,
-        sparse="lazy",
+        sparse="auto",
         sample="auto",
         sharding="auto",
         bucket_bytes=BUCKET_BYTES,

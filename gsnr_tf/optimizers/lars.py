@@ -45,7 +45,7 @@ class GSNRLars(GSNROptimizer):
         weight_decay=None,
         exclude_from_weight_decay=None,
         exclude_from_layer_adaptation=None,
-        sparse="lazy",
+        sparse="auto",
         sample="auto",
         sharding="auto",
         bucket_bytes=BUCKET_BYTES,

@@ -49,7 +49,7 @@ class GSNRNadam(GSNROptimizer):
         l2_form="outside",
         weight_decay=None,
         exclude_from_weight_decay=None,
-        sparse="lazy",
+        sparse="auto",
         sample="auto",
         sharding="auto",
         bucket_bytes=BUCKET_BYTES,

@@ -41,7 +41,7 @@ def fit(name, arguments, policy="float32", dense_layers=True):
     else:
         output = keras.layers.GlobalAveragePooling1D()(keras.layers.Reshape((-1, 1))(output))
     model = read_rows(keras.Model([users, items], output))
-    optimizer = getattr(gsnr_tf, name)(0.05, **{"gamma": 0.5, **arguments})
+    optimizer = getattr(gsnr_tf, name)(0.05, **{"gamma": 0.5, "sparse": "lazy", **arguments})
     model.compile(optimizer, "mse")
     rng = np.random.default_rng(0)
     x = [rng.integers(0, 50, (64, 2)), rng.integers(0, 50, (64, 3))]
@@ -122,7 +122,7 @@ def rows_on_one_rank_alone():
 
     rank = gsnr_tf.rank()
     tables = [keras.Variable(np.ones((6, 2), "float32"), name="embeddings") for _ in range(3)]
-    optimizer = gsnr_tf.GSNRSGD(0.5, gamma=1.0, ceiling=1.0)
+    optimizer = gsnr_tf.GSNRSGD(0.5, gamma=1.0, ceiling=1.0, sparse="lazy")
     optimizer.build(tables)
 
     @tf.function
@@ -155,7 +155,7 @@ def saved(path, name):
     model = keras.Sequential(
         [keras.layers.Embedding(11, 3), keras.layers.Flatten(), keras.layers.Dense(1)]
     )
-    model.compile(getattr(gsnr_tf, name)(0.1), "mse")
+    model.compile(getattr(gsnr_tf, name)(0.1, sparse="lazy"), "mse")
     x = np.arange(8).reshape(4, 2) + gsnr_tf.rank()
     model.fit(x, np.ones([4, 1]), 4, epochs=3, verbose=0)
     if gsnr_tf.rank() == 0:

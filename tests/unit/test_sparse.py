@@ -115,7 +115,7 @@ class Lazy:
 def compare(row, dtype="float64", **more):
     samples = Samples()
     made = variables(samples, dtype)
-    optimizer = row.make(gradient_accumulation_steps=K, **more)
+    optimizer = row.make(gradient_accumulation_steps=K, sparse="lazy", **more)
     expected = Lazy(row.make_reference(**more))
     weights = [w.astype("float64") for w in samples.weights]
     rounding = {"float32": 2e-5, "float64": 1e-12}[dtype]
@@ -202,7 +202,7 @@ def test_variances_keep_their_digits_where_samples_nearly_agree():
 
 def test_a_gradient_that_names_no_row_of_the_table_is_an_error_that_says_which():
     table = keras.Variable(np.zeros((4, 2), "float32"), name="embeddings")
-    optimizer = gsnr_tf.GSNRSGD(0.1, gradient_accumulation_steps=2)
+    optimizer = gsnr_tf.GSNRSGD(0.1, gradient_accumulation_steps=2, sparse="lazy")
     optimizer.build([table])
     for bad in (4, -1):
         slices = tf.IndexedSlices(tf.ones([2, 2]), tf.constant([1, bad]), tf.constant([4, 2]))
@@ -222,7 +222,7 @@ def test_a_window_that_has_begun_goes_on_in_a_loaded_optimizer(tmp_path):
         made = keras.Sequential(
             [keras.layers.Embedding(7, 3), keras.layers.Flatten(), keras.layers.Dense(1)]
         )
-        made.compile(gsnr_tf.GSNRAdam(0.1, gradient_accumulation_steps=4), "mse")
+        made.compile(gsnr_tf.GSNRAdam(0.1, gradient_accumulation_steps=4, sparse="lazy"), "mse")
         made.build((None, 2))
         return made
 
@@ -239,3 +239,60 @@ def test_a_window_that_has_begun_goes_on_in_a_loaded_optimizer(tmp_path):
     train(loaded, 6, 12)
     for one, other in zip(whole.get_weights(), loaded.get_weights()):
         np.testing.assert_array_equal(one, other)
+
+
+def test_small_tables_are_dense_unless_asked_for():
+    small, large = (keras.layers.Embedding(rows, 4) for rows in (100, 300_000))
+    for layer in (small, large):
+        layer.build()
+    for sparse, expected in (("auto", [False, True]), ("lazy", [True] * 2), ("dense", [False] * 2)):
+        optimizer = gsnr_tf.GSNRSGD(0.1, gradient_accumulation_steps=2, sparse=sparse)
+        tables = [small.embeddings, large.embeddings]
+        optimizer.build(tables)
+        slices = tf.IndexedSlices(tf.ones([1, 4]), tf.constant([3]))
+        optimizer.apply_gradients([(slices, table) for table in tables])
+        assert optimizer._layout.is_table == expected
+
+
+def test_a_table_of_which_all_rows_have_a_gradient_is_no_sparse_one():
+    """A dense gradient of a variable that is called as a table is: its kind is settled by
+    the gradient, and what was accumulated stays."""
+    table = keras.Variable(np.ones((6, 2), "float32"), name="embeddings")
+    optimizer = gsnr_tf.GSNRSGD(0.5, gamma=1.0, gradient_accumulation_steps=2, sparse="lazy")
+    optimizer.build([table])
+    assert optimizer._layout.is_table == [True]
+    for _ in range(2):
+        optimizer.apply_gradients([(tf.ones([6, 2]), table)])
+    assert optimizer._layout.is_table == [False]
+    np.testing.assert_allclose(table, np.full((6, 2), 0.5))
+
+
+def test_one_matrix_as_table_and_as_weights():
+    """Tied weights: the gradient of the lookup and of the product come as one."""
+    table = keras.Variable(np.ones((6, 2), "float32"), name="embeddings")
+
+    def trained(sparse):
+        table.assign(np.linspace(0, 1, 12).reshape(6, 2))
+        optimizer = gsnr_tf.GSNRAdam(0.1, gradient_accumulation_steps=2, sparse=sparse)
+        optimizer.build([table])
+        for ids in ([1, 2], [2, 3]):
+            with tf.GradientTape() as tape:
+                looked_up = tf.gather(table.value, ids)
+                logits = tf.matmul(looked_up, table.value, transpose_b=True)
+                loss = tf.reduce_sum(tf.square(logits))
+            gradient = tape.gradient(loss, table.value)
+            optimizer.apply_gradients([(gradient, table)])
+        return table.numpy()
+
+    np.testing.assert_allclose(trained("lazy"), trained("dense"), rtol=1e-6)
+
+
+def test_xla_has_dense_tables():
+    model = keras.Sequential(
+        [keras.layers.Embedding(7, 3), keras.layers.Flatten(), keras.layers.Dense(1)]
+    )
+    optimizer = gsnr_tf.GSNRAdam(0.1, gradient_accumulation_steps=2, sparse="lazy")
+    model.compile(optimizer, "mse", jit_compile=True)
+    model.fit(np.arange(8).reshape(4, 2) % 7, np.ones([4, 1]), 1, verbose=0)
+    assert optimizer._layout.is_table == [False] * 3
+    assert int(optimizer.iterations) == 2

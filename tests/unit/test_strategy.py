@@ -7,6 +7,7 @@ import tensorflow as tf
 from tensorflow.python.distribute import mirrored_strategy
 
 import gsnr_tf
+from gsnr_tf.layers import Embedding
 
 REPLICAS = 4
 SHAPES = [(5, 3), (3,), ()]
@@ -130,6 +131,29 @@ def test_fit_equals_one_process_that_accumulates(mirrored, steps):
     with mirrored.scope():
         together = trained(REPLICAS, steps, 2 * REPLICAS)
     np.testing.assert_allclose(together, trained(1, REPLICAS * calls, 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_tables_on_replicas_equal_those_of_one_process(mirrored, steps):
+    """Only rows that are touched, also where replicas touch different ones."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 40, (64, 2)), rng.normal(size=(64, 1)).astype("float32")
+    calls = steps or 1
+
+    def trained(accumulate, batch):
+        keras.utils.set_random_seed(0)
+        layers = [Embedding(40, 3), keras.layers.Flatten(), keras.layers.Dense(1)]
+        model = keras.Sequential(layers)
+        arguments = {"estimator": "robust", "gradient_accumulation_steps": accumulate}
+        model.compile(gsnr_tf.GSNRAdam(0.1, sparse="lazy", **arguments), loss="mse")
+        model.fit(x, y, batch_size=batch, epochs=2, shuffle=False, verbose=0)
+        assert model.optimizer._layout.is_table == [True, False, False]
+        return model.get_weights()
+
+    with mirrored.scope():
+        together = trained(steps, 2 * REPLICAS)
+    for one, other in zip(together, trained(REPLICAS * calls, 2)):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [None, 2])
