@@ -21,6 +21,7 @@ _PACKAGE = "gsnr_tf"
 # Registered classes, and the module whose import registers them.
 HOMES = {
     "DistributedOptimizer": "gsnr_tf.optimizers",
+    "Embedding": "gsnr_tf.layers",
     **{row.optimizer: "gsnr_tf.optimizers" for row in registry.ROWS},
     "LossScaleOptimizer": "gsnr_tf.optimizers",
     "LRRangeTest": "gsnr_tf.schedules",

@@ -120,7 +120,9 @@ class Replicated:
             parts = [tables.of_table(n, values, split) for n in range(len(tables.indices))]
             return [(part.values, part.indices) for part in parts]
 
-        return by_table(u), {name: by_table(slot) for name, slot in slots.items()}
+        names = list(self.slots.by_name)
+        parts = tf.split(slots, len(names), axis=1) if names else []
+        return by_table(u), {name: by_table(slot) for name, slot in zip(names, parts)}
 
     def sampled_sums(self, kernels, number, statistics, scales, rate, t, samples):
         """See `telemetry.sampled_sums`, of one part of the layout."""

@@ -37,6 +37,9 @@ class RowStatistics(NamedTuple):
 class RowKernels:
     """The statistics and the rule on touched rows.
 
+    The slots of a row lie side by side, `[rows, slots × width]`, in the order of the rule's
+    names: in memory that is one place to look for, not one for each slot.
+
     Args:
         rule: The `Rule`.
         settings: `Settings`.
@@ -50,6 +53,7 @@ class RowKernels:
             rule, settings, tables.pick(by_variable), tables.dtype, tables.by_row
         )
         self._tables = tables
+        self._names = rule.slots
         self._at_a_time = max(1, _ELEMENTS // tables.width) if compiled else None
         self._variables = len(by_variable)
         fused = _fused if compiled else lambda kernel: kernel
@@ -70,7 +74,7 @@ class RowKernels:
         """
         variance = moments.m2 / moments.weight
         rows = [moments.mean, variance]
-        _, sums = self._by_rows(self._weigh, 0, moments.keys, rows, 4, number)
+        _, sums = self._by_rows(self._weigh, [], moments.keys, rows, 4, number)
         return RowStatistics(moments.keys, moments.mean, variance, sums)
 
     def toward(self, statistics, theta, slots, scales, rate, t, number):
@@ -79,7 +83,7 @@ class RowKernels:
         Args:
             statistics: `RowStatistics`, with the sums of all shards.
             theta: The rows as they are, `[rows, width]`.
-            slots: Dict of the same of the slots.
+            slots: Their slots.
             scales, rate, t: As for `Arithmetic.toward`.
             number: How many samples there were.
 
@@ -87,32 +91,39 @@ class RowKernels:
             `(u, slots, norms)`: norms are `[tables, 2]`, Σ θ² and Σ u²; without a trust
             ratio u is the new rows and norms are `None`.
         """
-        names = tuple(slots)
-        rows = [statistics.mean, statistics.variance, theta, *slots.values()]
+        rows = [statistics.mean, statistics.variance, theta, slots]
         shared = statistics.sums, scales, rate, t, number
-        toward = functools.partial(self._toward, names)
-        outputs = 1 + len(names)
-        (u, *moved), norms = self._by_rows(toward, outputs, statistics.keys, rows, 2, *shared)
-        return u, dict(zip(names, moved)), norms if self.adapts else None
+        (u, slots), norms = self._by_rows(
+            self._toward, [1, len(self._names)], statistics.keys, rows, 2, *shared
+        )
+        return u, slots, norms if self.adapts else None
 
     def descend(self, keys, theta, u, slots, norms, rate, t):
         """The new rows, and slots, once the norms of all shards are known."""
-        names = tuple(slots)
-        rows = [theta, u, *slots.values()]
-        descend = functools.partial(self._descend, names)
-        outputs = 1 + len(names)
-        (theta, *moved), _ = self._by_rows(descend, outputs, keys, rows, 2, norms, rate, t)
-        return theta, dict(zip(names, moved))
+        rows = [theta, u, slots]
+        (theta, slots), _ = self._by_rows(
+            self._descend, [1, len(self._names)], keys, rows, 2, norms, rate, t
+        )
+        return theta, slots
+
+    def _apart(self, slots):
+        parts = tf.split(slots, len(self._names), axis=1) if self._names else []
+        return dict(zip(self._names, parts))
+
+    def _together(self, slots, theta):
+        if not self._names:
+            return theta[:, :0]
+        return tf.concat([slots[name] for name in self._names], axis=1)
 
     # ---- programs on some rows: `(tensors of rows, sums)` ------------------------------
 
     def _weigh(self, table, rows, number):
         return [], self._math.weigh(TouchedRows(self._tables, table), *rows, number).sums
 
-    def _toward(self, names, table, rows, sums, scales, rate, t, number):
+    def _toward(self, table, rows, sums, scales, rate, t, number):
         touched = TouchedRows(self._tables, table)
-        mean, variance, theta, *slots = rows
-        slots = dict(zip(names, slots))
+        mean, variance, theta, slots = rows
+        slots = self._apart(slots)
         statistics = self._math.weigh(touched, mean, variance, number)._replace(sums=sums)
         _, u, slots = self._math.toward(touched, theta, statistics, slots, scales, rate, t)
         norms = tf.zeros([len(self._tables.indices), 2], theta.dtype)
@@ -120,23 +131,24 @@ class RowKernels:
             norms = touched.sums(theta * theta, u * u)
         else:
             u, slots = self._math.descended(touched, theta, u, None, slots, rate, t)
-        return [u, *(slots[name] for name in names)], norms
+        return [u, self._together(slots, theta)], norms
 
-    def _descend(self, names, table, rows, norms, rate, t):
+    def _descend(self, table, rows, norms, rate, t):
         touched = TouchedRows(self._tables, table)
-        theta, u, *slots = rows
-        slots = dict(zip(names, slots))
+        theta, u, slots = rows
+        slots = self._apart(slots)
         theta, slots = self._math.descended(touched, theta, u, norms, slots, rate, t)
-        return [theta, *(slots[name] for name in names)], tf.zeros_like(norms)
+        return [theta, self._together(slots, theta)], tf.zeros_like(norms)
 
     def _by_rows(self, program, outputs, keys, rows, columns, *shared):
         """What a program gives of all rows, and the sums of what it sums up.
 
         Args:
             program: One of the above, or what it is compiled to.
-            outputs: Int, how many tensors of rows it gives.
+            outputs: List of ints: of the tensors of rows that it gives how wide they are,
+                in widths of a row.
             keys: `[rows]`.
-            rows: List of tensors `[rows, width]`.
+            rows: List of tensors of rows.
             columns: Int, of its sums.
             shared: What it is given besides, the same for all rows.
         """
@@ -147,7 +159,7 @@ class RowKernels:
         width, dtype = self._tables.width, self._tables.dtype
         # At least once: for no rows at all there is nothing else that gives the shapes.
         times = tf.maximum(-(-number // many), 1)
-        made = [tf.TensorArray(dtype, times, element_shape=[many, width]) for _ in range(outputs)]
+        made = [tf.TensorArray(dtype, times, element_shape=[many, n * width]) for n in outputs]
 
         def some(time, made, total):
             start = time * many
@@ -156,7 +168,7 @@ class RowKernels:
             own = tf.pad(table[start:stop], [[0, missing]], constant_values=-1)
             own = tf.ensure_shape(own, [many])
             parts = [
-                tf.ensure_shape(tf.pad(r[start:stop], [[0, missing], [0, 0]]), [many, width])
+                tf.ensure_shape(tf.pad(r[start:stop], [[0, missing], [0, 0]]), [many, r.shape[1]])
                 for r in rows
             ]
             found, sums = program(own, parts, *shared)
@@ -181,7 +193,7 @@ class RowKernels:
         rows = sample.rows
         mean, variance = sample.first(statistics.mean), sample.first(statistics.variance)
         theta = sample.first(theta)
-        slots = {name: sample.first(slot) for name, slot in slots.items()}
+        slots = self._apart(sample.first(slots))
         found = self._math.weigh(rows, mean, variance, number)._replace(sums=statistics.sums)
         multiplier, u, _ = self._math.toward(rows, theta, found, slots, scales, rate, t)
         r = found.r

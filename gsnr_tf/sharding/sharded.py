@@ -140,17 +140,16 @@ class Sharded:
     def _begin_rows(self, kernels, number, statistics, scales, rate, t, samples):
         """The same of tables."""
         place = number - len(self._buckets)
-        rows, slots = self._rows[place], self.slots.of_tables(place)
-        keys = statistics.keys
+        rows, keys = self._rows[place], statistics.keys
         theta = rows.read(self.tables[place].split(keys))
-        before = slots.read(keys)
+        before = self.slots.read_rows(place, keys)
         u, moved, norms = kernels.toward(statistics, theta, before, scales, rate, t, samples)
 
         def finish(norms):
             new, after = u, moved
             if norms is not None:
                 new, after = kernels.descend(keys, theta, u, moved, norms, rate, t)
-            slots.write(keys, after)
+            self.slots.write_rows(place, keys, after)
             rows.gather(keys, new)
 
         return norms, finish
@@ -162,7 +161,7 @@ class Sharded:
         else:
             place, keys = number - len(self._buckets), statistics.keys
             variables = self._rows[place].read(self.tables[place].split(keys))
-            slots = self.slots.of_tables(place).read(keys)
+            slots = self.slots.read_rows(place, keys)
         return kernels.sampled_sums(variables, statistics, slots, scales, rate, t, samples)
 
     def total(self, tables, name, riders=None):

@@ -53,8 +53,9 @@ class ReplicatedSlots:
         }
 
     def read_rows(self, tables, split):
-        """Within a step: dict of tensors `[rows, width]`; see `Tables.read`."""
-        return {n: tables.read(tables.pick(slots), split) for n, slots in self.by_name.items()}
+        """Within a step: the slots of rows side by side; see `Tables.read`."""
+        parts = [tables.read(tables.pick(slots), split) for slots in self.by_name.values()]
+        return tf.concat(parts, axis=1) if parts else tables.no_slots(split)
 
     def of_shard(self, number):
         """Within a step: dict of tensors in the shape of a bucket's only shard."""
@@ -80,7 +81,19 @@ class ShardedSlots:
         self._elements = sum(shard.size for shard in shards)
         place = communicator.exchange_plan.shard, communicator.workers
         self._elements += sum(t.owned(*place) * t.width for t in layout.tables)
-        self._state = {name: ShardState(name, layout, shards, *place) for name in names}
+        with tf.init_scope():
+            self._rows = [
+                tf.Variable(
+                    tf.zeros([t.owned(*place), len(names) * t.width], layout.dtype),
+                    trainable=False,
+                    name="slots_of_rows",
+                )
+                for t in layout.tables
+            ]
+        self._state = {
+            name: ShardState(name, layout, shards, self._rows, number, place)
+            for number, name in enumerate(names)
+        }
         self._served = ServedState(self._state)
         self._peers = communicator.peers(self._served)
 
@@ -131,37 +144,14 @@ class ShardedSlots:
         """Within a step: dict of `tf.Variable`s of this rank's shard of a bucket."""
         return {name: state.of_shard[number] for name, state in self._state.items()}
 
-    def of_tables(self, number):
-        """Within a step: the `ShardedRowSlots` of some tables."""
-        of_name = {name: state.of_tables[number] for name, state in self._state.items()}
-        return ShardedRowSlots(of_name, self._comm.workers)
+    def read_rows(self, number, keys):
+        """Within a step: the slots of own rows of some tables, side by side."""
+        return tf.gather(self._rows[number], keys // tf.constant(self._comm.workers, keys.dtype))
 
-
-class ShardedRowSlots:
-    """Slots of the rows of some tables that this rank owns.
-
-    Args:
-        by_name: Dict of `tf.Variable`s `[own rows, width]`.
-        shards: Int, how many shards there are.
-    """
-
-    def __init__(self, by_name, shards):
-        self._by_name = by_name
-        self._shards = shards
-
-    def _places(self, keys):
-        return keys // tf.constant(self._shards, keys.dtype)
-
-    def read(self, keys):
-        """Dict of tensors `[rows, width]`."""
-        places = self._places(keys)
-        return {name: tf.gather(slot, places) for name, slot in self._by_name.items()}
-
-    def write(self, keys, values):
-        """Takes what `read` gives."""
-        places = self._places(keys)
-        for name, value in values.items():
-            self._by_name[name].scatter_update(tf.IndexedSlices(value, places))
+    def write_rows(self, number, keys, values):
+        """Within a step: takes what `read_rows` gives."""
+        places = keys // tf.constant(self._comm.workers, keys.dtype)
+        self._rows[number].scatter_update(tf.IndexedSlices(values, places))
 
 
 class ShardState:
@@ -171,16 +161,19 @@ class ShardState:
         name: Of the slot.
         layout: The `BucketLayout`.
         shards: The rank's `Shard` of each bucket.
-        shard, number: Which shard it is, of how many.
+        rows: For each of the layout's tables a `tf.Variable` `[own rows, slots × width]`.
+        number: Which of the slots it is.
+        place: Which shard it is, of how many.
 
     Attributes:
         of_shard: For each bucket a `tf.Variable` of the shard's shape.
-        of_tables: For each of the layout's tables one `[own rows, width]`.
     """
 
-    def __init__(self, name, layout, shards, shard, number):
+    def __init__(self, name, layout, shards, rows, number, place):
         self._layout = layout
-        self._place = shard, number
+        self._rows = rows
+        self._number = number
+        self._place = place
         self._ranges = [(shard.start, shard.stop) for shard in shards]
         with tf.init_scope():
             self.of_shard = [
@@ -188,14 +181,6 @@ class ShardState:
                     tf.zeros(shard.shape, layout.dtype), trainable=False, name=f"{name}_shard"
                 )
                 for shard in shards
-            ]
-            self.of_tables = [
-                tf.Variable(
-                    tf.zeros([tables.owned(*self._place), tables.width], layout.dtype),
-                    trainable=False,
-                    name=f"{name}_rows",
-                )
-                for tables in layout.tables
             ]
 
     def _own(self, index):
@@ -213,27 +198,31 @@ class ShardState:
         return number, slice(low, high), slice(offset + low, offset + high)
 
     def _own_rows(self, index):
-        """The slot of its tables, which of its rows are the own, and where they are in it."""
+        """Of a table: the slots of its group, which of its rows are the own, where those are
+        among the slots, and which columns are this slot's."""
         number, position = self._layout.index_map[index]
         number -= len(self._layout.buckets)
         tables = self._layout.tables[number]
         rows = tables.own_rows(position, *self._place)
-        return self.of_tables[number], rows, tf.range(*tables.own_range(position, *self._place))
+        places = tf.range(*tables.own_range(position, *self._place))
+        first = self._number * tables.width
+        return self._rows[number], rows, places, slice(first, first + tables.width)
 
     def own(self, index):
         """What this rank has of a variable's slot: a flat array."""
         if self._layout.is_table[index]:
-            slot, _, places = self._own_rows(index)
-            return tf.gather(slot, places).numpy().reshape(-1)
+            slots, _, places, columns = self._own_rows(index)
+            return tf.gather(slots, places).numpy()[:, columns].reshape(-1)
         number, _, there = self._own(index)
         return self.of_shard[number].numpy().reshape(-1)[there]
 
     def write(self, index, value):
         """Takes the own shard of a variable's slot."""
         if self._layout.is_table[index]:
-            slot, rows, places = self._own_rows(index)
-            values = tf.reshape(value, [value.shape[0], -1])[rows]
-            slot.scatter_update(tf.IndexedSlices(tf.cast(values, slot.dtype), places))
+            slots, rows, places, columns = self._own_rows(index)
+            values = tf.gather(slots, places).numpy()
+            values[:, columns] = tf.reshape(value, [value.shape[0], -1])[rows]
+            slots.scatter_update(tf.IndexedSlices(values, places))
             return
         number, here, there = self._own(index)
         if here.start < here.stop:

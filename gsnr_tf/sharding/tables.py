@@ -123,6 +123,11 @@ class Tables:
             return parts[0]
         return tf.dynamic_stitch([place for place, _ in split], parts)
 
+    def no_slots(self, split):
+        """What there is of slots where a rule has none: `[rows, 0]`."""
+        rows = sum(tf.size(ids) for _, ids in split)
+        return tf.zeros([rows, 0], self.dtype)
+
     def of_table(self, position, values, split):
         """`tf.IndexedSlices` for table `position`, of values `[rows, width]` of all."""
         place, ids = split[position]
