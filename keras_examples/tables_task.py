@@ -66,7 +66,7 @@ class Table(ClickTask):
         for name, column in features.items():
             values, code = np.unique(column, return_inverse=True)
             self._sizes[name], codes[name] = len(values), code.astype("int32")
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(outcome))
+        order = np.random.default_rng(SPLIT_SEED + self.split).permutation(len(outcome))
         ends = [int(TRAIN * len(order)), int((TRAIN + VALIDATION) * len(order))]
 
         def split(rows):
@@ -96,6 +96,7 @@ class InstEval(Table):
     """Which of 73,421 ratings of lectures by students of ETH Zurich are 4 or 5 of 5."""
 
     epochs = 10
+    group = "s"
 
     def columns(self):
         rows = read("lme4", "InstEval")

@@ -35,6 +35,11 @@ def add_arguments(parser):
         help="learning rates of the first grid, which all contenders try (default: 5)")
     add("--seeds", type=int, metavar="N", default=8,
         help="runs at the chosen setting of each (default: 8)")
+    add("--first-seed", type=int, default=1, metavar="N", help="the first of them (default: 1)")
+    add("--split", type=int, default=0, metavar="N",
+        help="another test split than the task's own, to confirm what was chosen by that")
+    add("--no-control", action="store_true",
+        help="leave out the method switched off, where there is a base")
     add("--epochs", type=float, metavar="N", help="instead of the task's own")
     add("--target", type=float, metavar="SCORE", help="instead of the task's own")
     add("--size", default="default", help="one of the task's sizes")
@@ -67,7 +72,7 @@ def run(args):
     from gsnr_tf.compare.settings import Settings, check
     from gsnr_tf.compare.study import Study
     from gsnr_tf.compare.study_report import finish, plan
-    from gsnr_tf.compare.task import checked, load_task
+    from gsnr_tf.compare.task import check_split, checked, load_task
     from gsnr_tf.compare.workers import WorkerFailed
 
     console = Console()
@@ -83,6 +88,9 @@ def run(args):
         ranks=args.np,
         trials=args.trials,
         seeds=args.seeds,
+        first_seed=args.first_seed,
+        split=args.split,
+        control=not args.no_control,
     )
     name = args.task.rpartition("/")[2].replace(".py", "").replace(":", "-")
     folder = args.out or Path("runs/compare") / name
@@ -90,6 +98,7 @@ def run(args):
     try:
         task = settings.apply_to(load_task(args.task, args.size))
         check(settings, task, checked(task.load()))
+        check_split(task)
         study = Study(settings, folder, task)
     except ValueError as error:
         console.print(f"gsnr-tf compare: {error}", style="red", highlight=False)

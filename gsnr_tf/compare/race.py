@@ -62,14 +62,16 @@ class Plan(NamedTuple):
     Attributes:
         contenders: Int, how many there are; they are numbered from 0.
         grid: The first `Grid`.
-        seeds: Int, how many the chosen setting runs on: 1, 2, …
+        seeds: Int, how many the chosen setting runs on.
         limit: Float, beyond which the values of the regularizer do not grow.
+        first_seed: Int, the smallest of the seeds.
     """
 
     contenders: int
     grid: Grid
     seeds: int = 8
     limit: float = math.inf
+    first_seed: int = 1
 
     @property
     def grid_seeds(self):
@@ -84,7 +86,7 @@ class Plan(NamedTuple):
     @property
     def all_seeds(self):
         """List of all seeds."""
-        return list(range(1, self.seeds + 1))
+        return list(range(self.first_seed, self.first_seed + self.seeds))
 
 
 class State(NamedTuple):

@@ -29,6 +29,9 @@ class Settings:
         ranks: Int, processes that train together.
         trials: Int, learning rates of the first grid.
         seeds: Int, runs at the chosen setting.
+        first_seed: Int, the first of them.
+        split: Int, which of a task's test splits; see `Task.split`.
+        control: Whether the method switched off is a contender as well.
     """
 
     task: str
@@ -42,9 +45,13 @@ class Settings:
     ranks: int = 1
     trials: int = 5
     seeds: int = 8
+    first_seed: int = 1
+    split: int = 0
+    control: bool = True
 
     def apply_to(self, task):
-        """Gives a task the epochs and the target of this study."""
+        """Gives a task the epochs, the target and the split of this study."""
+        task.split = self.split
         if self.epochs is not None:
             task.epochs = self.epochs
         if self.target is not None:
@@ -57,7 +64,7 @@ class Settings:
         return [
             Cell(contender, batch)
             for rule, batch in itertools.product(self.optimizers, self.batches)
-            for contender in contenders_of(rule, forms, self.samples)
+            for contender in contenders_of(rule, forms, self.samples, self.control)
         ]
 
     def named(self):
@@ -116,7 +123,7 @@ class Cell:
 
 def check(settings, task, data):
     """Raises ValueError where the settings do not fit the task."""
-    counts = ("samples", "ranks", "trials", "seeds")
+    counts = ("samples", "ranks", "trials", "seeds", "first_seed")
     for name in counts:
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} starts at 1. Received: {getattr(settings, name)}")

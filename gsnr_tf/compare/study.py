@@ -101,7 +101,7 @@ class Study:
         rates = race.first_rates(self.start_of(cells[0].contender.rule), self.settings.trials)
         grid = race.Grid(rates, tuple(self._task.regularizers))
         limit = self._task.regularizer_limit
-        return race.Plan(len(cells), grid, self.settings.seeds, limit)
+        return race.Plan(len(cells), grid, self.settings.seeds, limit, self.settings.first_seed)
 
     def start_of(self, rule):
         """The learning rate around which the first grid of an optimizer lies."""

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from gsnr_tf import comm
 from gsnr_tf.compare.task import Split
+from gsnr_tf.optimizers.gsnr import GSNROptimizer
 from gsnr_tf.schedules import WarmupCosine
 
 
@@ -114,13 +115,8 @@ class Trainer:
             loss, score = float(np.mean([of_rank for of_rank, _ in said])), said[0][1]
             if not (math.isfinite(loss) and math.isfinite(score)):
                 return self._result(history, seconds, done, diverged=True)
-            row = {
-                "update": done,
-                "seconds": seconds,
-                "loss": loss,
-                "validation": score,
-            }
-            history.append(row)
+            row = {"update": done, "seconds": seconds, "loss": loss, "validation": score}
+            history.append({**row, "noise": self._noise_share()})
         result = self._result(history, seconds, done, diverged=False)
         if not whole:
             position = [*history], seconds, done
@@ -132,6 +128,7 @@ class Trainer:
         result["train"] = self._score(self._splits.train(seed).head(test.rows))
         if comm.rank() == 0:
             result["row_scores"] = self._task.row_scores(self._model, *test)
+            result["measures"] = self._task.measures(self._model, *test)
         return result
 
     def _result(self, history, seconds, done, diverged):
@@ -142,6 +139,15 @@ class Trainer:
             "validation": None if diverged else history[-1]["validation"],
             "history": history,
         }
+
+    def _noise_share(self):
+        """S2/((k − 1)·S1) of the last update: the share of noise in the squared mean gradient,
+        over all variables. `None` where the optimizer does not see samples."""
+        optimizer = self._model.optimizer
+        if not isinstance(optimizer, GSNROptimizer):
+            return None
+        ratio = float(optimizer.gsnr)
+        return 1 / ((self._samples - 1) * ratio) if ratio else None
 
     def _start(self, learning_rate, seed):
         """Fresh weights, or those of a run that stopped; its history, seconds, updates."""

@@ -59,6 +59,13 @@ def test_k_is_part_of_a_name_where_it_is_a_form_s_own():
     assert labels == ["base", "control", "GSNR ceiling=1", "GSNR k=4", "GSNR k=16"]
 
 
+def test_the_control_may_be_left_out_where_there_is_a_base():
+    kinds = {
+        r: [c.kind for c in contenders_of(r, [{}], 8, control=False)] for r in ("adam", "lars")
+    }
+    assert kinds == {"adam": ["base", "gsnr"], "lars": ["control", "gsnr"]}
+
+
 def test_base_and_control_are_always_there_but_lars_has_no_base():
     kinds = {rule: [c.kind for c in contenders_of(rule, [{}], 8)] for rule in ("adam", "lars")}
     assert kinds == {"adam": ["base", "control", "gsnr"], "lars": ["control", "gsnr"]}
@@ -113,6 +120,7 @@ def plane():
         ({"forms": ("k=5",)}, "multiple of its 5 samples"),
         ({"trials": 2}, "three learning rates or more. Received: trials=2"),
         ({"seeds": 0}, "seeds starts at 1. Received: 0"),
+        ({"first_seed": 0}, "first_seed starts at 1. Received: 0"),
         ({"optimizers": ("adagrad",)}, "adam, lamb.*Received: 'adagrad'"),
     ],
 )
@@ -183,6 +191,14 @@ def test_everyone_at_a_batch_has_the_same_trials_and_seeds(finished):
     # The rates of the first grid lie around the task's own.
     assert {0.025, 0.05, 0.1, 0.2, 0.4} <= {call[2] for call in calls}
     assert len(calls) == len(set(calls)) == len(study.rows())
+
+
+def test_a_study_that_confirms_has_seeds_of_its_own(tmp_path, plane):
+    study = Study(settings(first_seed=101), tmp_path / "confirmed", plane)
+    train, calls = pretend(study)
+    work(study, train)
+    assert {call[3] for call in calls} == {101, 102}
+    assert all(o.by_seed.keys() == {101, 102} for o in outcomes(study, plane))
 
 
 def test_scores_of_the_test_split_choose_nothing(tmp_path, plane):

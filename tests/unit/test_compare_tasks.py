@@ -9,7 +9,7 @@ import pytest
 
 from gsnr_tf.compare import Data, Split, Task, load_task
 from gsnr_tf.compare.contenders import Contender, contenders_of
-from gsnr_tf.compare.task import checked
+from gsnr_tf.compare.task import check_split, checked
 from gsnr_tf.compare.training import Splits, Trainer, _Paused
 from gsnr_tf.schedules import WarmupCosine
 from tests.processes import ROOT
@@ -86,6 +86,26 @@ def test_data_that_does_not_fit_is_refused(data, error, says):
 def test_data_that_fits_is_returned():
     data = Data(split(), split(), split())
     assert checked(data) is data
+
+
+def test_another_test_split_must_be_another():
+    class OneSplit(Task):
+        tests = 1
+
+        def load(self):
+            test = np.arange(4) + self.split % self.tests
+            return Data(split(), split(), Split(test, test))
+
+        def build_model(self): ...
+
+    task = OneSplit()
+    check_split(task)
+    task.split = 1
+    with pytest.raises(ValueError, match="same test split for --split 1.*self.split"):
+        check_split(task)
+    assert task.split == 1
+    task.tests = 2
+    check_split(task)
 
 
 def test_the_example_of_the_readme_is_a_task_that_learns(tmp_path):
@@ -232,6 +252,14 @@ def test_a_run_that_diverges_is_a_result_and_leaves_the_next_one_alone(plane):
     again = trainer.run(0.001, seed=0)
     assert not again["diverged"]
     assert again["validation"] == good["validation"]
+
+
+def test_the_share_of_noise_is_told_where_samples_are_seen(plane):
+    """Near the end of training the plane's gradient is mostly noise; at its start it is not."""
+    history = train(plane).run(0.1, seed=1)["history"]
+    assert 0 < history[0]["noise"] < 0.2 < history[-1]["noise"]
+    base = train(plane, contender=contenders_of("adam", [], 4)[0])
+    assert {row["noise"] for row in base.run(0.1, seed=1)["history"]} == {None}
 
 
 # ---- what is tuned beside the rate ------------------------------------------------
