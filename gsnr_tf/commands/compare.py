@@ -10,6 +10,7 @@ import argparse
 import os
 from pathlib import Path
 
+from gsnr_tf.compare.baselines import NAMES as BASELINES
 from gsnr_tf.rules import registry
 
 HELP = "base against GSNR, each tuned alike, on a task"
@@ -27,6 +28,9 @@ def add_arguments(parser):
         help="a form of GSNR: arguments of its optimizers, such as "
         "'ceiling=10,second_moment=raw', 'weight_decay=0.01,clipnorm=1' or 'k=16'; may "
         "be repeated (default: 'ceiling=1')")
+    add("--baselines", type=_words, metavar="NAME,NAME", default=(),
+        help="optimizers of Keras to lead as well, without forms of theirs: "
+        f"{', '.join(BASELINES)}")
     add("--samples", type=int, metavar="K", default=8,
         help="gradient samples an update, over all ranks (default: 8)")
     add("--np", type=int, metavar="N", default=1,
@@ -91,13 +95,15 @@ def run(args):
         first_seed=args.first_seed,
         split=args.split,
         control=not args.no_control,
+        baselines=args.baselines,
     )
     name = args.task.rpartition("/")[2].replace(".py", "").replace(":", "-")
     folder = args.out or Path("runs/compare") / name
     jobs = args.jobs or max(1, (os.cpu_count() or 1) // args.np)
     try:
         task = settings.apply_to(load_task(args.task, args.size))
-        check(settings, task, checked(task.load()))
+        data = checked(task.load())
+        check(settings, task, data)
         check_split(task)
         study = Study(settings, folder, task)
     except ValueError as error:
@@ -113,5 +119,5 @@ def run(args):
     except WorkerFailed as error:
         console.print(str(error), style="red", highlight=False, markup=False)
         return 1
-    finish(study, task, console)
+    finish(study, task, console, task.groups(data.test.features))
     return 0

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gsnr_tf.compare import baselines
 from gsnr_tf.engine.signatures import signature_of
 from gsnr_tf.optimizers import DistributedOptimizer
 from gsnr_tf.rules import registry
@@ -17,7 +18,7 @@ class Contender:
     """One form of one rule.
 
     Attributes:
-        rule: A key of `RULES`.
+        rule: A key of `RULES`, or for a base one of `baselines.NAMES`.
         kind: "base", "control" or "gsnr".
         samples: k, how many samples of the gradient an update has.
         arguments: Pairs of an argument of the GSNR optimizer and its value.
@@ -42,7 +43,7 @@ class Contender:
 
     def optimizer(self, learning_rate, accumulation_steps, **more):
         """A new optimizer for all ranks; `more` are arguments that all contenders have."""
-        rule = RULES[self.rule]
+        rule = baselines.of(self.rule)
         steps = accumulation_steps if accumulation_steps > 1 else None
         common = {**rule.arguments, **more, "gradient_accumulation_steps": steps}
         if self.kind == "base":

@@ -5,6 +5,7 @@ import itertools
 import json
 from pathlib import Path
 
+from gsnr_tf.compare import baselines
 from gsnr_tf.compare.contenders import RULES, Contender, contenders_of, parse_form
 from gsnr_tf.compare.task import check_regularizer
 from gsnr_tf.compare.training import updates_of
@@ -25,6 +26,7 @@ class Settings:
         batches: Tuple of ints.
         optimizers: Tuple of keys of `contenders.RULES`.
         forms: Tuple of the forms of GSNR, as text.
+        baselines: Tuple of `baselines.NAMES`: optimizers of Keras without forms of ours.
         samples: Int, k of all that do not say.
         ranks: Int, processes that train together.
         trials: Int, learning rates of the first grid.
@@ -48,6 +50,7 @@ class Settings:
     first_seed: int = 1
     split: int = 0
     control: bool = True
+    baselines: tuple = ()
 
     def apply_to(self, task):
         """Gives a task the epochs, the target and the split of this study."""
@@ -61,11 +64,16 @@ class Settings:
     def cells(self):
         """Every contender at every batch, the list of `Cell` to work on."""
         forms = [parse_form(form) for form in self.forms]
-        return [
+        found = [
             Cell(contender, batch)
             for rule, batch in itertools.product(self.optimizers, self.batches)
             for contender in contenders_of(rule, forms, self.samples, self.control)
         ]
+        found += [
+            Cell(Contender(name, "base", self.samples), batch)
+            for name, batch in itertools.product(self.baselines, self.batches)
+        ]
+        return list(dict.fromkeys(found))
 
     def named(self):
         """The comparisons with base that the verdict is about, at most `NAMED`: a list of
@@ -135,6 +143,9 @@ def check(settings, task, data):
     for rule in settings.optimizers:
         if rule not in RULES:
             raise ValueError(f"The optimizers are {', '.join(RULES)}. Received: {rule!r}")
+    for name in settings.baselines:
+        if name not in baselines.NAMES:
+            raise ValueError(f"The baselines are {', '.join(baselines.NAMES)}. Received: {name!r}")
     for cell in settings.cells():
         k = cell.contender.samples
         if k < 2 or k % settings.ranks:

@@ -1,12 +1,12 @@
 """What the runs of a study amount to: outcomes, comparisons, and the sentences they allow."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import mean, median, stdev
 
 import numpy as np
 
-from gsnr_tf.compare import paired, race
+from gsnr_tf.compare import paired, power, race
 
 LEVEL = 0.05
 
@@ -64,6 +64,19 @@ class Outcome:
         sign = 1 if self.higher_is_better else -1
         return [sign * (run["train"] - run["test"]) for run in self.by_seed.values()]
 
+    @property
+    def noise(self):
+        """Mean share of noise in the squared mean gradient over the second half of the
+        updates and over seeds, or `None` where the optimizer does not see samples."""
+        halves = [run["history"][len(run["history"]) // 2 :] for run in self.by_seed.values()]
+        shares = [row.get("noise") for half in halves for row in half]
+        return mean(shares) if shares and None not in shares else None
+
+    @property
+    def validation(self):
+        """Mean validation score; `None` if a seed diverged."""
+        return None if self.diverged else mean(run["validation"] for run in self.runs)
+
     def median_to_target(self, what):
         """Median over seeds of updates or seconds to the target.
 
@@ -98,6 +111,8 @@ class Comparison:
         named: Whether the study named it in advance.
         p: Float, Holm's p-value among those that were named, else the test's own.
         rows: 95 % interval of the mean difference by test rows, or `None`.
+        measures: Dict from each of the task's measures that is finite in all runs to the
+            `paired.Difference` of it, ours − theirs.
     """
 
     ours: Outcome
@@ -106,6 +121,7 @@ class Comparison:
     named: bool = False
     p: float | None = None
     rows: tuple | None = None
+    measures: dict = field(default_factory=dict)
 
     @property
     def result(self):
@@ -183,7 +199,17 @@ def compared(ours, theirs, folder=None):
     if folder and seeds and all("rows" in run[s] for run in (one, other) for s in seeds):
         each = [_row_scores(folder, one[s]) - _row_scores(folder, other[s]) for s in seeds]
         rows = paired.rows_interval(sign * np.mean(each, axis=0))
-    return Comparison(ours, theirs, found, p=found and found.p, rows=rows)
+    measures = _measures([one[s] for s in seeds], [other[s] for s in seeds])
+    return Comparison(ours, theirs, found, p=found and found.p, rows=rows, measures=measures)
+
+
+def _measures(ours, theirs):
+    found = {}
+    for name in ours[0].get("measures", {}) if len(ours) > 1 else ():
+        pairs = [(a["measures"][name], b["measures"][name]) for a, b in zip(ours, theirs)]
+        if np.isfinite(pairs).all():
+            found[name] = paired.difference([a - b for a, b in pairs])
+    return found
 
 
 def _row_scores(folder, run):
@@ -211,6 +237,34 @@ def _key(outcome):
     return outcome.optimizer, outcome.batch, outcome.contender, outcome.samples
 
 
+def strongest(found, outcome):
+    """The base with the best validation score at a batch, of any optimizer, or `None`.
+
+    Args:
+        found: List of `Outcome`.
+        outcome: The one at whose batch.
+    """
+    bases = [
+        other
+        for other in found
+        if other.contender == "base" and other.batch == outcome.batch and not other.diverged
+    ]
+    sign = 1 if outcome.higher_is_better else -1
+    return max(bases, key=lambda base: sign * base.validation, default=None)
+
+
+def against_the_strongest(found, folder=None):
+    """`Comparison`s of the forms with the `strongest` base, where that is another than
+    their own; all exploratory.
+
+    Args:
+        found: List of `Outcome`.
+        folder: As for `compared`.
+    """
+    pairs = [(o, strongest(found, o)) for o in found if o.is_gsnr]
+    return [compared(o, s, folder) for o, s in pairs if s not in (None, rival(found, o))]
+
+
 def std(values):
     """Sample standard deviation; `None` of a single value."""
     return stdev(values) if len(values) > 1 else None
@@ -235,7 +289,10 @@ def verdicts(each):
         ours, theirs = comparison.ours, comparison.theirs
         name = f"{ours.optimizer}, batch {ours.batch:,}: {ours.contender}"
         note = "" if comparison.named else " (exploratory)"
-        yield f"{name} against {theirs.contender}{note}: {_verdict(comparison)}"
+        other = theirs.contender
+        if theirs.optimizer != ours.optimizer:
+            other = f"{theirs.optimizer}, the strongest base"
+        yield f"{name} against {other}{note}: {_verdict(comparison)}"
 
 
 def _verdict(comparison):
@@ -260,6 +317,59 @@ def difference_told(comparison):
         low, high = comparison.rows
         text += f"; by test rows [{low:+.4f}, {high:+.4f}]"
     return text
+
+
+def beside_the_score(each):
+    """A sentence for each comparison with base that was named: the task's other measures."""
+    for comparison in each:
+        if comparison.named and comparison.measures:
+            told = [
+                f"{name} {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+                for name, found in comparison.measures.items()
+            ]
+            ours = comparison.ours
+            yield (
+                f"{ours.optimizer}, batch {ours.batch:,}: {ours.contender} − "
+                f"{comparison.theirs.contender}: {'; '.join(told)}."
+            )
+
+
+def what_it_takes(each, groups=None, folder=None):
+    """A sentence for each comparison that was named: seeds, and users of a live test, that
+    would show a difference such as was measured.
+
+    Args:
+        each: List of `Comparison`.
+        groups: `[test rows]`, whose row each is, or `None`.
+        folder: `Path` of the run folder.
+    """
+    for comparison in each:
+        found, ours = comparison.found, comparison.ours
+        if not comparison.named or found is None or not found.mean:
+            continue
+        seeds = power.seeds_needed(found.mean, found.deviation)
+        takes = [f"{seeds} seeds" if seeds else "more than 1,000 seeds"]
+        if groups is not None and folder and comparison.rows:
+            takes += _users(comparison, groups, folder)
+        yield (
+            f"{ours.optimizer}, batch {ours.batch:,}: to see {found.mean:+.4f} of "
+            f"{ours.contender} with 80 % takes {'; '.join(takes)}."
+        )
+
+
+def _users(comparison, groups, folder):
+    one, other = comparison.ours.by_seed, comparison.theirs.by_seed
+    seeds = sorted(one.keys() & other.keys())
+    ours, theirs = [
+        np.mean([_row_scores(folder, of[seed]) for seed in seeds], axis=0) for of in (one, other)
+    ]
+    lead = comparison.found.mean
+    live = power.groups_needed(theirs, groups, lead)
+    both = power.groups_needed(ours - theirs, groups, lead, split=False)
+    return [
+        f"in a live test {live:,} groups (users) in each arm",
+        f"{both:,} groups where both models score the same rows",
+    ]
 
 
 def tallies(each):
@@ -289,17 +399,27 @@ def reaches(found):
         if not larger or yardstick is None or len(yardstick.scores) < 2:
             continue
         reach = {}
-        for outcome in own:
-            known = compared(outcome, yardstick).result
-            if outcome is yardstick or known in ("ahead", "level"):
-                batch = max(outcome.batch, reach.get(outcome.contender, 0))
-                reach[outcome.contender] = batch
+        for outcome in sorted(own, key=lambda o: o.batch):
+            found_here = compared(outcome, yardstick)
+            if outcome is yardstick or found_here.result in ("ahead", "level"):
+                reach[outcome.contender] = _reach_told(outcome, yardstick, found_here)
         names = dict.fromkeys(o.contender for o in own)
-        told = [f"{n} {reach[n]:,}" if n in reach else f"{n} none" for n in names]
+        told = [f"{name} {reach.get(name, 'none')}" for name in names]
         yield (
             f"{optimizer}: the largest batch not behind {yardstick.contender} at "
             f"{smallest:,}, as far as these seeds can tell: {'; '.join(told)}."
         )
+
+
+def _reach_told(outcome, yardstick, comparison):
+    """ "16,000 (-0.0002 [-0.0010, +0.0006], 50 updates a run, 31 to the target)" """
+    facts = [f"{outcome.runs[0]['updates']:,} updates a run"]
+    if outcome is not yardstick:
+        found = comparison.found
+        facts.insert(0, f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
+    if outcome.target is not None:
+        facts.append(f"{reached(outcome.median_to_target('update'))} to the target")
+    return f"{outcome.batch:,} ({', '.join(facts)})"
 
 
 def cautions(found):

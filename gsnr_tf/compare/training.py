@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from gsnr_tf import comm
+from gsnr_tf.compare import baselines
 from gsnr_tf.compare.task import Split
 from gsnr_tf.optimizers.gsnr import GSNROptimizer
 from gsnr_tf.schedules import WarmupCosine
@@ -17,6 +18,20 @@ from gsnr_tf.schedules import WarmupCosine
 def updates_of(task, rows, batch):
     """How many updates of `batch` examples fit into the task's epochs."""
     return int(task.epochs * rows) // batch
+
+
+def own_decay(name):
+    """Values of the decay that an optimizer has of its own, a tuple, empty if it has none.
+
+    AdamW stands for that decay: with the task's L2 it would be Adam.
+    """
+    return getattr(baselines.of(name), "weight_decays", ())
+
+
+def values_of(task, name):
+    """What an optimizer tries of what is tuned beside the rate, an ascending tuple."""
+    own = task.regularizer is not None and own_decay(name)
+    return own or tuple(task.regularizers)
 
 
 def tuned(task, contender, value):
@@ -35,6 +50,8 @@ def tuned(task, contender, value):
     """
     if task.regularizer is None:
         return {}, {}
+    if own_decay(contender.rule):
+        return {}, {"weight_decay": value}
     if task.regularizer == "weight_decay":
         return {}, {"weight_decay": value}
     if task.l2_pattern and contender.kind != "base":
