@@ -39,6 +39,8 @@ def add_arguments(parser):
         help="learning rates of the first grid, which all contenders try (default: 5)")
     add("--seeds", type=int, metavar="N", default=8,
         help="runs at the chosen setting of each (default: 8)")
+    add("--growths", type=int, default=6, metavar="N",
+        help="how often the grid may grow where somebody's best lies at its end (default: 6)")
     add("--first-seed", type=int, default=1, metavar="N", help="the first of them (default: 1)")
     add("--split", type=int, default=0, metavar="N",
         help="another test split than the task's own, to confirm what was chosen by that")
@@ -91,6 +93,7 @@ def run(args):
         samples=args.samples,
         ranks=args.np,
         trials=args.trials,
+        growths=args.growths,
         seeds=args.seeds,
         first_seed=args.first_seed,
         split=args.split,

@@ -21,7 +21,7 @@ from typing import NamedTuple
 # A grid of rates is this factor apart.
 STRIDE = 2.0
 GRID_SEEDS, FEW, FEW_SEEDS = 2, 4, 4
-# So often may the grid grow, by one rate or value at a time.
+# So often may a grid grow if nobody says otherwise.
 GROWTHS = 6
 # A rate is unstable if its seeds spread by more than so many times the median spread …
 WIDE = 3.0
@@ -65,6 +65,7 @@ class Plan(NamedTuple):
         seeds: Int, how many the chosen setting runs on.
         limit: Float, beyond which the values of the regularizer do not grow.
         first_seed: Int, the smallest of the seeds.
+        growths: Int, so often may the grid grow, by one rate or value at a time.
     """
 
     contenders: int
@@ -72,6 +73,7 @@ class Plan(NamedTuple):
     seeds: int = 8
     limit: float = math.inf
     first_seed: int = 1
+    growths: int = GROWTHS
 
     @property
     def grid_seeds(self):
@@ -129,7 +131,7 @@ def state(plan, known):
     def lacking(pairs, seeds, whole=True):
         return _missing(known, pairs, seeds, whole)
 
-    for growth in range(GROWTHS + 1):
+    for growth in range(plan.growths + 1):
         pairs = [(c, s) for c in everyone for s in grid.settings()]
         if runs := lacking(pairs, plan.grid_seeds, whole=False):
             return State("first third", runs, grid, unstable, [])
@@ -143,7 +145,7 @@ def state(plan, known):
             return State("grid", runs, grid, unstable, [])
         ranked = [_ranked(plan, finished, known, c, unstable) for c in everyone]
         larger = grown(plan, grid, [settings[0] for settings in ranked], unstable)
-        if larger == grid or growth == GROWTHS:
+        if larger == grid or growth == plan.growths:
             break
         grid = larger
     few = [(c, setting) for c in everyone for setting in ranked[c][:FEW]]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gsnr_tf.compare import baselines
 from gsnr_tf.compare.contenders import RULES, Contender, contenders_of, parse_form
+from gsnr_tf.compare.race import GROWTHS
 from gsnr_tf.compare.task import check_regularizer
 from gsnr_tf.compare.training import updates_of
 
@@ -32,6 +33,7 @@ class Settings:
         trials: Int, learning rates of the first grid.
         seeds: Int, runs at the chosen setting.
         first_seed: Int, the first of them.
+        growths: Int, how often the grid may grow.
         split: Int, which of a task's test splits; see `Task.split`.
         control: Whether the method switched off is a contender as well.
     """
@@ -51,6 +53,7 @@ class Settings:
     split: int = 0
     control: bool = True
     baselines: tuple = ()
+    growths: int = GROWTHS
 
     def apply_to(self, task):
         """Gives a task the epochs, the target and the split of this study."""
@@ -135,6 +138,8 @@ def check(settings, task, data):
     for name in counts:
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} starts at 1. Received: {getattr(settings, name)}")
+    if settings.growths < 0:
+        raise ValueError(f"growths starts at 0. Received: {settings.growths}")
     if settings.trials < 3:
         raise ValueError(
             f"A grid needs three learning rates or more. Received: trials={settings.trials}"

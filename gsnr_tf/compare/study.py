@@ -101,8 +101,15 @@ class Study:
         name = cells[0].contender.rule
         rates = race.first_rates(self.start_of(name), self.settings.trials)
         grid = race.Grid(rates, values_of(self._task, name))
-        limit = self._task.regularizer_limit
-        return race.Plan(len(cells), grid, self.settings.seeds, limit, self.settings.first_seed)
+        asked = self.settings
+        return race.Plan(
+            contenders=len(cells),
+            grid=grid,
+            seeds=asked.seeds,
+            limit=self._task.regularizer_limit,
+            first_seed=asked.first_seed,
+            growths=asked.growths,
+        )
 
     def start_of(self, rule):
         """The learning rate around which the first grid of an optimizer lies."""

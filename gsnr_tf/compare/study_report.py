@@ -8,7 +8,7 @@ from statistics import median
 import rich.box
 from rich.table import Table
 
-from gsnr_tf.compare import plots, race, summary
+from gsnr_tf.compare import decision, plots, race, summary
 from gsnr_tf.compare.settings import NAMED
 
 STYLE = """
@@ -103,7 +103,9 @@ def finish(study, task, console, groups=None):
         console.print(f"• {line}", highlight=False)
     file = study.folder / "report.html"
     file.write_text(page(study, task, found, lines), encoding="utf-8")
-    console.print(f"\nsaved {file}", highlight=False)
+    brief = study.folder / "decision.md"
+    brief.write_text(decision.page(study, task, found), encoding="utf-8")
+    console.print(f"\nsaved {file} and, for who decides, {brief}", highlight=False)
 
 
 def sentences(study, found, groups=None):
@@ -192,10 +194,11 @@ def _list(lines):
 
 
 def _html_table(found, optimizer, task):
+    measures = summary.measure_names([r for o in found for r in o.by_seed.values()])
     heads = [
         "batch", "contender", "k", "learning rate", task.regularizer or "regularizer",
         f"test {task.metric}", "train-test gap", "updates to target", "seconds to target",
-        "seconds a run", "share of noise", *_measure_names(found),
+        "seconds a run", "share of noise", *measures,
     ]  # fmt: skip
     rows, last = [], None
     for outcome in (o for o in found if o.optimizer == optimizer):
@@ -204,17 +207,12 @@ def _html_table(found, optimizer, task):
         cells.append(f"{median(run['seconds'] for run in outcome.runs):.1f}")
         cells.append("–" if outcome.noise is None else f"{outcome.noise:.2f}")
         runs = outcome.by_seed.values()
-        for name in _measure_names(found):
+        for name in measures:
             cells.append(summary.with_std([run["measures"][name] for run in runs]))
         first = ' class="first"' if last != outcome.batch else ""
         rows.append(f"<tr{first}>{_tags('td', cells)}</tr>")
         last = outcome.batch
     return f"<table><tr>{_tags('th', heads)}</tr>{''.join(rows)}</table>"
-
-
-def _measure_names(found):
-    runs = [run for outcome in found for run in outcome.by_seed.values()]
-    return list(runs[0].get("measures", {})) if runs else []
 
 
 def _tags(tag, cells):

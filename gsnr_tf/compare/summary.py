@@ -203,9 +203,15 @@ def compared(ours, theirs, folder=None):
     return Comparison(ours, theirs, found, p=found and found.p, rows=rows, measures=measures)
 
 
+def measure_names(runs):
+    """The measures that all of these runs have, a list."""
+    each = [run.get("measures", {}) for run in runs]
+    return [name for name in each[0] if all(name in other for other in each)] if each else []
+
+
 def _measures(ours, theirs):
     found = {}
-    for name in ours[0].get("measures", {}) if len(ours) > 1 else ():
+    for name in measure_names([*ours, *theirs]) if len(ours) > 1 else ():
         pairs = [(a["measures"][name], b["measures"][name]) for a, b in zip(ours, theirs)]
         if np.isfinite(pairs).all():
             found[name] = paired.difference([a - b for a, b in pairs])
@@ -309,7 +315,7 @@ def difference_told(comparison):
     """ "+0.0018 [+0.0004, +0.0031] over 8 seeds, p 0.018 (Holm), sign flips 0.008" """
     found = comparison.found
     text = (
-        f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] over {found.seeds} seeds, "
+        f"{interval(found)} over {found.seeds} seeds, "
         f"p {comparison.p:.3f}{' (Holm)' if comparison.named else ''}, "
         f"sign flips {found.flipped_p:.3f}"
     )
@@ -323,10 +329,7 @@ def beside_the_score(each):
     """A sentence for each comparison with base that was named: the task's other measures."""
     for comparison in each:
         if comparison.named and comparison.measures:
-            told = [
-                f"{name} {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-                for name, found in comparison.measures.items()
-            ]
+            told = [f"{name} {interval(found)}" for name, found in comparison.measures.items()]
             ours = comparison.ours
             yield (
                 f"{ours.optimizer}, batch {ours.batch:,}: {ours.contender} − "
@@ -386,6 +389,24 @@ def tallies(each):
             )
 
 
+def reference(own):
+    """What the outcomes of one optimizer are measured by: base at the smallest batch, or the
+    control where Keras has no base; `None` if there is neither."""
+    return rival(own, min(own, key=lambda outcome: outcome.batch))
+
+
+def reach(own, yardstick):
+    """The `Comparison` of the largest batch at which one contender is not behind, or `None`.
+
+    Args:
+        own: `Outcome`s of the contender.
+        yardstick: The `Outcome` to be not behind of.
+    """
+    each = [compared(outcome, yardstick) for outcome in own]
+    good = [c for c in each if c.ours is yardstick or c.result in ("ahead", "level")]
+    return max(good, key=lambda c: c.ours.batch, default=None)
+
+
 def reaches(found):
     """A sentence for each optimizer: how far each contender's batch can grow.
 
@@ -394,32 +415,33 @@ def reaches(found):
     """
     for optimizer in dict.fromkeys(o.optimizer for o in found):
         own = [o for o in found if o.optimizer == optimizer]
-        smallest, *larger = sorted({o.batch for o in own})
-        yardstick = rival(own, next(o for o in own if o.batch == smallest))
-        if not larger or yardstick is None or len(yardstick.scores) < 2:
+        yardstick = reference(own)
+        one_batch = len({o.batch for o in own}) == 1
+        if one_batch or yardstick is None or len(yardstick.scores) < 2:
             continue
-        reach = {}
-        for outcome in sorted(own, key=lambda o: o.batch):
-            found_here = compared(outcome, yardstick)
-            if outcome is yardstick or found_here.result in ("ahead", "level"):
-                reach[outcome.contender] = _reach_told(outcome, yardstick, found_here)
-        names = dict.fromkeys(o.contender for o in own)
-        told = [f"{name} {reach.get(name, 'none')}" for name in names]
+        told = []
+        for name in dict.fromkeys(o.contender for o in own):
+            best = reach([o for o in own if o.contender == name], yardstick)
+            told.append(f"{name} {_reach_told(best, yardstick) if best else 'none'}")
         yield (
             f"{optimizer}: the largest batch not behind {yardstick.contender} at "
-            f"{smallest:,}, as far as these seeds can tell: {'; '.join(told)}."
+            f"{yardstick.batch:,}, as far as these seeds can tell: {'; '.join(told)}."
         )
 
 
-def _reach_told(outcome, yardstick, comparison):
+def _reach_told(comparison, yardstick):
     """ "16,000 (-0.0002 [-0.0010, +0.0006], 50 updates a run, 31 to the target)" """
-    facts = [f"{outcome.runs[0]['updates']:,} updates a run"]
-    if outcome is not yardstick:
-        found = comparison.found
-        facts.insert(0, f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
-    if outcome.target is not None:
-        facts.append(f"{reached(outcome.median_to_target('update'))} to the target")
-    return f"{outcome.batch:,} ({', '.join(facts)})"
+    ours = comparison.ours
+    facts = [] if ours is yardstick else [interval(comparison.found)]
+    facts.append(f"{ours.runs[0]['updates']:,} updates a run")
+    if ours.target is not None:
+        facts.append(f"{reached(ours.median_to_target('update'))} to the target")
+    return f"{ours.batch:,} ({', '.join(facts)})"
+
+
+def interval(found):
+    """ "+0.0018 [+0.0004, +0.0031]" of a `paired.Difference`."""
+    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
 def cautions(found):

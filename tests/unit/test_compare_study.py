@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 import numpy as np
 import pytest
 
-from gsnr_tf.compare import paired, race
+from gsnr_tf.compare import decision, paired, race
 from gsnr_tf.compare.contenders import contenders_of, parse_form
 from gsnr_tf.compare.settings import NAMED, Settings, check
 from gsnr_tf.compare.study import Study
@@ -532,6 +532,26 @@ def test_how_far_the_batch_can_grow():
     assert base == "base 64 (10 updates a run, 20 to the target)"
     assert form.startswith("GSNR 320 (+0.0000 [-0.0393, +0.0393], 10 updates a run, ")
     assert control == "control none."
+
+
+def test_one_page_says_what_a_larger_batch_saves(finished, plane):
+    study, calls = finished
+    worse = [score - 0.1 for score in AHEAD]
+    found = [
+        outcome("base", BASE, 64), outcome("GSNR", AHEAD, 64), outcome("base", worse, 320),
+        outcome("GSNR", BASE[::-1], 320), outcome("control", worse, 64),
+    ]  # fmt: skip
+    for each in found:
+        for run in each.runs:
+            run |= {"updates": 640 // each.batch, "seconds": 3600.0 * (64 / each.batch)}
+    text = decision.page(study, plane, found)
+    assert "reference: base, 0.7200 | 64 | | 10 | 1 | 1 |" in text
+    assert "| GSNR | 320 | +0.0000 [-0.0393, +0.0393] | 2 | 0.2 | 0.2 | 80% of updates" in text
+    assert "| control | none |" in text
+    # A run that went on is one training, not one and a third.
+    whole = {call[:4] for call in calls if call[4]}
+    thirds = {call[:4] for call in calls} - whole
+    assert f"took {len(whole) + len(thirds) / 3:,.0f} trainings in all for 8 " in text
 
 
 def test_a_setting_at_the_end_and_seeds_that_diverged_are_told():

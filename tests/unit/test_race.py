@@ -97,6 +97,14 @@ def test_values_grow_upwards_but_not_beyond_nothing_or_the_limit():
     assert race.grown(Plan(1, kept), kept, [Setting(0.01, 0.1)]).values == (0.05, 0.1, 0.2)
 
 
+def test_a_grid_may_be_told_not_to_grow():
+    plan = Plan(1, GRID, growths=0)
+    end, _, _ = drive(plan, bowl(0.3))
+    assert end.stage == "done" and end.grid == GRID
+    assert end.chosen[0].learning_rate == GRID.rates[-1]
+    assert race.on_the_edge(plan, end, 0) == ["learning rate"]
+
+
 def test_growing_ends_and_is_told():
     plan = Plan(1, GRID)
     end, _, _ = drive(plan, lambda run: -run.setting.learning_rate)
