@@ -55,9 +55,12 @@ class MovieLensDLRM(ClickTask):
 
     target = 0.76
     epochs = 10
-    learning_rates = {"adam": 0.05, "lamb": 0.05, "momentum": 3.0}
+    learning_rates = {
+        **dict.fromkeys(("adam", "adamw", "nadam", "lamb", "muon"), 0.05),
+        **dict.fromkeys(("momentum", "nesterov"), 3.0),
+    }
     # Without it, the base lacks more than any form of GSNR gives.
-    regularizer, regularizers = "l2", (0.001, 0.003, 0.01)
+    regularizer, regularizers = "l2", (0.001, 0.003, 0.01, 0.03)
     group = "user"
     l2_pattern = "(user|movie)_embedding"
     sizes = {"default": {"width": 16}, "large": {"width": 64}}
