@@ -109,6 +109,8 @@ class Study:
             limit=self._task.regularizer_limit,
             first_seed=asked.first_seed,
             growths=asked.growths,
+            # Base comes first, or the control where Keras has none.
+            base=0 if len(cells) > 1 else None,
         )
 
     def start_of(self, rule):

@@ -25,6 +25,8 @@ class Outcome:
         runs: The rows of the runs with the chosen setting, one for each seed.
         higher_is_better: As the task says.
         target: As the task says, or `None`.
+        beside: Tuple of `Outcome`s at the settings that it might have chosen as well; of base
+            alone.
     """
 
     optimizer: str
@@ -38,6 +40,7 @@ class Outcome:
     runs: tuple
     higher_is_better: bool
     target: float | None
+    beside: tuple = ()
 
     @property
     def is_gsnr(self):
@@ -113,6 +116,8 @@ class Comparison:
         rows: 95 % interval of the mean difference by test rows, or `None`.
         measures: Dict from each of the task's measures that is finite in all runs to the
             `paired.Difference` of it, ours − theirs.
+        beside: List of pairs: theirs at a setting that they might have chosen as well, and
+            the `paired.Difference` to that.
     """
 
     ours: Outcome
@@ -122,12 +127,20 @@ class Comparison:
     p: float | None = None
     rows: tuple | None = None
     measures: dict = field(default_factory=dict)
+    beside: list = field(default_factory=list)
+
+    @property
+    def least(self):
+        """The pair of `beside` with the least lead, or `None`."""
+        return min(self.beside, key=lambda pair: pair[1].mean, default=None)
 
     @property
     def result(self):
         """ "ahead" or "behind" if the p-value is below 5 %, else "level", which is no proof
         that they are equal; `None` with too few seeds to say. A contender of which a seed
-        diverged is behind one that always trained.
+        diverged is behind one that always trained. Who is ahead of base at the setting that
+        base chose, but not at all those that it might have chosen, is level: an interval over
+        seeds says nothing of how a choice fell.
         """
         if bool(self.ours.diverged) != bool(self.theirs.diverged):
             return "behind" if self.ours.diverged else "ahead"
@@ -135,7 +148,10 @@ class Comparison:
             return None
         if self.p >= LEVEL:
             return "level"
-        return "ahead" if self.found.mean > 0 else "behind"
+        if self.found.mean < 0:
+            return "behind"
+        sure = all(other.mean > 0 and other.p < LEVEL for _, other in self.beside)
+        return "ahead" if sure else "level"
 
 
 def outcomes(study, task):
@@ -146,30 +162,34 @@ def outcomes(study, task):
         if state.stage != "done":
             continue
         for number, cell in enumerate(group.cells):
-            chosen = state.chosen[number]
-            runs = [
-                row
-                for run, row in group.rows.items()
-                # One that diverged in its first third was not run to the end.
-                if (run.contender, run.setting) == (number, chosen)
-                and (run.whole or row["diverged"])
-            ]
-            found.append(
-                Outcome(
-                    optimizer=cell.contender.rule,
-                    batch=cell.batch,
-                    contender=cell.contender.label,
-                    samples=cell.contender.samples,
-                    rates=_rates(group, state, number),
-                    learning_rate=chosen.learning_rate,
-                    regularizer=chosen.regularizer,
-                    edges=race.on_the_edge(group.plan, state, number),
-                    runs=tuple(sorted(runs, key=lambda row: row["seed"])),
-                    higher_is_better=task.higher_is_better,
-                    target=task.target,
-                )
-            )
+            one = _outcome(group, state, number, cell, state.chosen[number], task)
+            if number == group.plan.base:
+                others = [_outcome(group, state, number, cell, s, task) for s in state.beside]
+                one = replace(one, beside=tuple(others))
+            found.append(one)
     return found
+
+
+def _outcome(group, state, number, cell, setting, task):
+    runs = [
+        row
+        for run, row in group.rows.items()
+        # One that diverged in its first third was not run to the end.
+        if (run.contender, run.setting) == (number, setting) and (run.whole or row["diverged"])
+    ]
+    return Outcome(
+        optimizer=cell.contender.rule,
+        batch=cell.batch,
+        contender=cell.contender.label,
+        samples=cell.contender.samples,
+        rates=_rates(group, state, number),
+        learning_rate=setting.learning_rate,
+        regularizer=setting.regularizer,
+        edges=race.on_the_edge(group.plan, state, number),
+        runs=tuple(sorted(runs, key=lambda row: row["seed"])),
+        higher_is_better=task.higher_is_better,
+        target=task.target,
+    )
 
 
 def _rates(group, state, number):
@@ -194,13 +214,29 @@ def compared(ours, theirs, folder=None):
     one, other = ours.by_seed, theirs.by_seed
     seeds = sorted(one.keys() & other.keys())
     sign = 1 if ours.higher_is_better else -1
-    found = paired.difference([sign * (one[s]["test"] - other[s]["test"]) for s in seeds])
+    found = _difference(ours, theirs)
     rows = None
     if folder and seeds and all("rows" in run[s] for run in (one, other) for s in seeds):
         each = [_row_scores(folder, one[s]) - _row_scores(folder, other[s]) for s in seeds]
         rows = paired.rows_interval(sign * np.mean(each, axis=0))
-    measures = _measures([one[s] for s in seeds], [other[s] for s in seeds])
-    return Comparison(ours, theirs, found, p=found and found.p, rows=rows, measures=measures)
+    beside = [(at, _difference(ours, at)) for at in theirs.beside]
+    return Comparison(
+        ours,
+        theirs,
+        found,
+        p=found and found.p,
+        rows=rows,
+        measures=_measures([one[s] for s in seeds], [other[s] for s in seeds]),
+        beside=[(at, difference) for at, difference in beside if difference is not None],
+    )
+
+
+def _difference(ours, theirs):
+    """The `paired.Difference` of test scores, above 0 where ours are better."""
+    one, other = ours.by_seed, theirs.by_seed
+    sign = 1 if ours.higher_is_better else -1
+    seeds = sorted(one.keys() & other.keys())
+    return paired.difference([sign * (one[s]["test"] - other[s]["test"]) for s in seeds])
 
 
 def measure_names(runs):
@@ -322,6 +358,13 @@ def difference_told(comparison):
     if comparison.rows:
         low, high = comparison.rows
         text += f"; by test rows [{low:+.4f}, {high:+.4f}]"
+    if comparison.least:
+        at, least = comparison.least
+        value = "" if at.regularizer is None else f", {at.regularizer:.3g}"
+        text += (
+            f"; least at settings that {at.contender} might have chosen as well, "
+            f"{at.learning_rate:.3g}{value}: {interval(least)}"
+        )
     return text
 
 

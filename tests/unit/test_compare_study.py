@@ -398,6 +398,26 @@ def test_runs_are_compared_seed_by_seed():
     assert compared(outcome("GSNR", [0.9]), outcome("base", [0.7])).result is None
 
 
+def test_who_leads_only_the_setting_that_base_chose_is_level():
+    """An interval over seeds says nothing of how the choice of a setting fell."""
+    near = outcome("base", [score + 0.002 for score in BASE], learning_rate=0.4)
+    failing = outcome("base", [None, None, None, None, 0.9], learning_rate=0.8)
+    base, form = outcome("base", BASE, beside=(near, failing)), outcome("GSNR", AHEAD)
+    found = compared(form, base)
+    assert found.p < 0.01 and found.result == "ahead"
+    [(at, least)] = found.beside
+    assert at is near and least.mean == pytest.approx(0.0014)
+    nearer = outcome("base", AHEAD[::-1], learning_rate=0.1)
+    found = compared(form, outcome("base", BASE, beside=(near, nearer)))
+    assert found.p < 0.01 and found.result == "level" and found.least[0] is nearer
+    [told] = verdicts([found])
+    assert "level, +0.0034" in told
+    assert "might have chosen as well, 0.1, 0.001: +0.0000 [-0.0393, +0.0393]" in told
+    # Who is behind the chosen one is behind.
+    worse = outcome("GSNR", [score - 0.01 for score in AHEAD])
+    assert compared(worse, outcome("base", BASE, beside=(nearer,))).result == "behind"
+
+
 def test_a_seed_that_diverged():
     base = outcome("base", BASE)
     assert compared(outcome("GSNR", [*AHEAD[:4], None]), base).result == "behind"
@@ -566,6 +586,9 @@ def test_a_setting_at_the_end_and_seeds_that_diverged_are_told():
 def test_outcomes_are_read_from_a_study(finished, plane):
     study, _ = finished
     found = outcomes(study, plane)
+    assert [len(o.beside) for o in found[:4]] == [race.FEW - 1, 0, 0, 0]
+    assert {o.learning_rate for o in found[0].beside} != {found[0].learning_rate}
+    assert all(len(other.runs) == 2 for other in found[0].beside)
     assert [o.contender for o in found[:4]] == [
         "base", "control", "GSNR ceiling=1", "GSNR ceiling=10",
     ]  # fmt: skip
