@@ -55,14 +55,18 @@ class MovieLensDLRM(ClickTask):
 
     target = 0.76
     epochs = 10
-    learning_rates = {"adam": 0.01, "lamb": 0.05, "momentum": 3.0}
+    learning_rates = {
+        **dict.fromkeys(("adam", "adamw", "nadam", "lamb", "muon"), 0.05),
+        **dict.fromkeys(("momentum", "nesterov"), 3.0),
+    }
     # Without it, the base lacks more than any form of GSNR gives.
-    regularizer, regularizers = "l2", (0.0, 0.001, 0.003)
+    regularizer, regularizers = "l2", (0.001, 0.003, 0.01, 0.03)
+    group = "user"
     l2_pattern = "(user|movie)_embedding"
     sizes = {"default": {"width": 16}, "large": {"width": 64}}
 
     def load(self):
-        self._movielens = movielens.load()
+        self._movielens = movielens.load(self.split)
         parts = [getattr(self._movielens, name) for name in Data._fields]
         return Data(*(Split(part.features, part.clicks) for part in parts))
 

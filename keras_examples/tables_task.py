@@ -52,8 +52,8 @@ class Table(ClickTask):
 
     epochs = 4
     width = 16
-    learning_rates = {"adam": 0.01, "nadam": 0.01, "lamb": 0.05, "momentum": 1.0}
-    regularizer, regularizers = "l2", (0.0, 0.001, 0.01)
+    learning_rates = {"adam": 0.05, "nadam": 0.05, "lamb": 0.05, "momentum": 1.0}
+    regularizer = "l2"
     l2_pattern = "_embedding"
 
     @abc.abstractmethod
@@ -66,7 +66,7 @@ class Table(ClickTask):
         for name, column in features.items():
             values, code = np.unique(column, return_inverse=True)
             self._sizes[name], codes[name] = len(values), code.astype("int32")
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(outcome))
+        order = np.random.default_rng(SPLIT_SEED + self.split).permutation(len(outcome))
         ends = [int(TRAIN * len(order)), int((TRAIN + VALIDATION) * len(order))]
 
         def split(rows):
@@ -81,6 +81,7 @@ class Table(ClickTask):
 class Flights(Table):
     """Which of 327,346 flights out of New York in 2013 arrive more than 15 minutes late."""
 
+    regularizers = (0.0001, 0.0003, 0.001)
     sizes = {"default": {"positives": None}, "rare": {"positives": 0.03}}
 
     def columns(self):
@@ -96,6 +97,8 @@ class InstEval(Table):
     """Which of 73,421 ratings of lectures by students of ETH Zurich are 4 or 5 of 5."""
 
     epochs = 10
+    regularizers = (0.003, 0.01, 0.03)
+    group = "s"
 
     def columns(self):
         rows = read("lme4", "InstEval")

@@ -10,6 +10,7 @@ import argparse
 import os
 from pathlib import Path
 
+from gsnr_tf.compare.baselines import NAMES as BASELINES
 from gsnr_tf.rules import registry
 
 HELP = "base against GSNR, each tuned alike, on a task"
@@ -27,6 +28,9 @@ def add_arguments(parser):
         help="a form of GSNR: arguments of its optimizers, such as "
         "'ceiling=10,second_moment=raw', 'weight_decay=0.01,clipnorm=1' or 'k=16'; may "
         "be repeated (default: 'ceiling=1')")
+    add("--baselines", type=_words, metavar="NAME,NAME", default=(),
+        help="optimizers of Keras to lead as well, without forms of theirs: "
+        f"{', '.join(BASELINES)}")
     add("--samples", type=int, metavar="K", default=8,
         help="gradient samples an update, over all ranks (default: 8)")
     add("--np", type=int, metavar="N", default=1,
@@ -35,6 +39,13 @@ def add_arguments(parser):
         help="learning rates of the first grid, which all contenders try (default: 5)")
     add("--seeds", type=int, metavar="N", default=8,
         help="runs at the chosen setting of each (default: 8)")
+    add("--growths", type=int, default=6, metavar="N",
+        help="how often the grid may grow where somebody's best lies at its end (default: 6)")
+    add("--first-seed", type=int, default=1, metavar="N", help="the first of them (default: 1)")
+    add("--split", type=int, default=0, metavar="N",
+        help="another test split than the task's own, to confirm what was chosen by that")
+    add("--no-control", action="store_true",
+        help="leave out the method switched off, where there is a base")
     add("--epochs", type=float, metavar="N", help="instead of the task's own")
     add("--target", type=float, metavar="SCORE", help="instead of the task's own")
     add("--size", default="default", help="one of the task's sizes")
@@ -67,7 +78,7 @@ def run(args):
     from gsnr_tf.compare.settings import Settings, check
     from gsnr_tf.compare.study import Study
     from gsnr_tf.compare.study_report import finish, plan
-    from gsnr_tf.compare.task import checked, load_task
+    from gsnr_tf.compare.task import check_split, checked, load_task
     from gsnr_tf.compare.workers import WorkerFailed
 
     console = Console()
@@ -82,14 +93,21 @@ def run(args):
         samples=args.samples,
         ranks=args.np,
         trials=args.trials,
+        growths=args.growths,
         seeds=args.seeds,
+        first_seed=args.first_seed,
+        split=args.split,
+        control=not args.no_control,
+        baselines=args.baselines,
     )
     name = args.task.rpartition("/")[2].replace(".py", "").replace(":", "-")
     folder = args.out or Path("runs/compare") / name
     jobs = args.jobs or max(1, (os.cpu_count() or 1) // args.np)
     try:
         task = settings.apply_to(load_task(args.task, args.size))
-        check(settings, task, checked(task.load()))
+        data = checked(task.load())
+        check(settings, task, data)
+        check_split(task)
         study = Study(settings, folder, task)
     except ValueError as error:
         console.print(f"gsnr-tf compare: {error}", style="red", highlight=False)
@@ -104,5 +122,5 @@ def run(args):
     except WorkerFailed as error:
         console.print(str(error), style="red", highlight=False, markup=False)
         return 1
-    finish(study, task, console)
+    finish(study, task, console, task.groups(data.test.features))
     return 0

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gsnr_tf.compare import baselines
 from gsnr_tf.engine.signatures import signature_of
 from gsnr_tf.optimizers import DistributedOptimizer
 from gsnr_tf.rules import registry
@@ -17,7 +18,7 @@ class Contender:
     """One form of one rule.
 
     Attributes:
-        rule: A key of `RULES`.
+        rule: A key of `RULES`, or for a base one of `baselines.NAMES`.
         kind: "base", "control" or "gsnr".
         samples: k, how many samples of the gradient an update has.
         arguments: Pairs of an argument of the GSNR optimizer and its value.
@@ -42,7 +43,7 @@ class Contender:
 
     def optimizer(self, learning_rate, accumulation_steps, **more):
         """A new optimizer for all ranks; `more` are arguments that all contenders have."""
-        rule = RULES[self.rule]
+        rule = baselines.of(self.rule)
         steps = accumulation_steps if accumulation_steps > 1 else None
         common = {**rule.arguments, **more, "gradient_accumulation_steps": steps}
         if self.kind == "base":
@@ -73,7 +74,7 @@ def parse_form(text):
     return form
 
 
-def contenders_of(rule, forms, samples):
+def contenders_of(rule, forms, samples, control=True):
     """Base (where Keras has one), control, and each form that the rule knows.
 
     Args:
@@ -81,15 +82,18 @@ def contenders_of(rule, forms, samples):
         forms: List of dicts as `parse_form` gives them. One that names an argument
             which another rule has and this one has not is left out.
         samples: k of all that do not say.
+        control: Whether the control is wanted. Where Keras has no base it is there anyway,
+            as what the forms are compared with.
 
     Raises:
         ValueError: A form names an argument that no rule has, or a value out of range.
     """
     if rule not in RULES:
         raise ValueError(f"The optimizers are {', '.join(RULES)}. Received: {rule!r}")
-    # Keras has no LARS: the control is what its forms are compared with.
-    chosen = [Contender(rule, "base", samples)] if RULES[rule].keras else []
-    chosen.append(Contender(rule, "control", samples, SWITCHED_OFF))
+    has_base = RULES[rule].keras is not None
+    chosen = [Contender(rule, "base", samples)] if has_base else []
+    if control or not has_base:
+        chosen.append(Contender(rule, "control", samples, SWITCHED_OFF))
     everyone = set().union(*map(_arguments, RULES))
     for form in forms:
         arguments = {name: value for name, value in form.items() if name != "k"}

@@ -26,6 +26,7 @@ class Difference(NamedTuple):
         flipped_p: Float, that of the sign-flip test, which assumes nothing of the
             distribution but that it is symmetric around 0 if there is no difference.
         seeds: Int, how many there are.
+        deviation: Float, their standard deviation.
     """
 
     mean: float
@@ -34,6 +35,7 @@ class Difference(NamedTuple):
     p: float
     flipped_p: float
     seeds: int
+    deviation: float
 
 
 def difference(differences):
@@ -47,12 +49,13 @@ def difference(differences):
         return None
     mean, error = float(values.mean()), float(stats.sem(values))
     flipped = sign_flip(values)
+    seeds, deviation = len(values), float(values.std(ddof=1))
     if error == 0:
         # All differences are the same number.
-        return Difference(mean, mean, mean, float(mean == 0), flipped, len(values))
-    half = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    p = float(2 * stats.t.sf(abs(mean) / error, len(values) - 1))
-    return Difference(mean, mean - half, mean + half, p, flipped, len(values))
+        return Difference(mean, mean, mean, float(mean == 0), flipped, seeds, deviation)
+    half = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1))
+    p = float(2 * stats.t.sf(abs(mean) / error, seeds - 1))
+    return Difference(mean, mean - half, mean + half, p, flipped, seeds, deviation)
 
 
 def sign_flip(differences):

@@ -7,7 +7,7 @@ same settings with the same seeds:
    updates the worse half of each contender's settings stops.
 2. Where a contender's best lies at an end, the grid grows there, for all.
 3. The best few of each contender run on more seeds.
-4. The best one of each runs on all seeds.
+4. The best one of each runs on all seeds, and so do the best few of base.
 
 Everything is a function of what is known, so that a study which was stopped goes on as if
 it had not been. Losses are of the validation split: less is better, `inf` is a run that
@@ -21,7 +21,7 @@ from typing import NamedTuple
 # A grid of rates is this factor apart.
 STRIDE = 2.0
 GRID_SEEDS, FEW, FEW_SEEDS = 2, 4, 4
-# So often may the grid grow, by one rate or value at a time.
+# So often may a grid grow if nobody says otherwise.
 GROWTHS = 6
 # A rate is unstable if its seeds spread by more than so many times the median spread …
 WIDE = 3.0
@@ -62,14 +62,22 @@ class Plan(NamedTuple):
     Attributes:
         contenders: Int, how many there are; they are numbered from 0.
         grid: The first `Grid`.
-        seeds: Int, how many the chosen setting runs on: 1, 2, …
+        seeds: Int, how many the chosen setting runs on.
         limit: Float, beyond which the values of the regularizer do not grow.
+        first_seed: Int, the smallest of the seeds.
+        growths: Int, so often may the grid grow, by one rate or value at a time.
+        base: Int, the contender that others are compared with, or `None`. Its best few all
+            run on all seeds: whoever leads it at the one that it chose by a hair, and not
+            at the others, leads by chance.
     """
 
     contenders: int
     grid: Grid
     seeds: int = 8
     limit: float = math.inf
+    first_seed: int = 1
+    growths: int = GROWTHS
+    base: int | None = None
 
     @property
     def grid_seeds(self):
@@ -84,7 +92,7 @@ class Plan(NamedTuple):
     @property
     def all_seeds(self):
         """List of all seeds."""
-        return list(range(1, self.seeds + 1))
+        return list(range(self.first_seed, self.first_seed + self.seeds))
 
 
 class State(NamedTuple):
@@ -96,6 +104,7 @@ class State(NamedTuple):
         grid: The `Grid` so far.
         unstable: The smallest learning rate that was dropped, or `None`.
         chosen: List of the `Setting` of each contender, known from stage "all" on.
+        beside: List of the `Setting`s that base might have chosen as well.
     """
 
     stage: str
@@ -103,6 +112,7 @@ class State(NamedTuple):
     grid: Grid
     unstable: float | None
     chosen: list
+    beside: list = []
 
 
 def first_rates(start, number):
@@ -127,7 +137,7 @@ def state(plan, known):
     def lacking(pairs, seeds, whole=True):
         return _missing(known, pairs, seeds, whole)
 
-    for growth in range(GROWTHS + 1):
+    for growth in range(plan.growths + 1):
         pairs = [(c, s) for c in everyone for s in grid.settings()]
         if runs := lacking(pairs, plan.grid_seeds, whole=False):
             return State("first third", runs, grid, unstable, [])
@@ -141,7 +151,7 @@ def state(plan, known):
             return State("grid", runs, grid, unstable, [])
         ranked = [_ranked(plan, finished, known, c, unstable) for c in everyone]
         larger = grown(plan, grid, [settings[0] for settings in ranked], unstable)
-        if larger == grid or growth == GROWTHS:
+        if larger == grid or growth == plan.growths:
             break
         grid = larger
     few = [(c, setting) for c in everyone for setting in ranked[c][:FEW]]
@@ -155,8 +165,10 @@ def state(plan, known):
     ranked = [_ranked(plan, few, known, c, later, plan.few_seeds) for c in everyone]
     chosen = [settings[0] for settings in ranked]
     unstable = min({unstable, later} - {None}, default=None)
-    runs = lacking(list(enumerate(chosen)), plan.all_seeds)
-    return State("all" if runs else "done", runs, grid, unstable, chosen)
+    beside = [] if plan.base is None else ranked[plan.base][1:FEW]
+    pairs = [*enumerate(chosen), *((plan.base, setting) for setting in beside)]
+    runs = lacking(pairs, plan.all_seeds)
+    return State("all" if runs else "done", runs, grid, unstable, chosen, beside)
 
 
 def _better_halves(plan, grid, known, contenders, unstable=None):
@@ -348,5 +360,6 @@ def cost_left(plan, known, now):
         more = len(plan.few_seeds) - len(plan.grid_seeds)
         left += plan.contenders * min(FEW, half) * more
     if now.stage not in ("all", "done"):
-        left += plan.contenders * (plan.seeds - len(plan.few_seeds))
+        beside = 0 if plan.base is None else min(FEW, half) - 1
+        left += (plan.contenders + beside) * (plan.seeds - len(plan.few_seeds))
     return left

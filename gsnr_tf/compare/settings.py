@@ -5,7 +5,9 @@ import itertools
 import json
 from pathlib import Path
 
+from gsnr_tf.compare import baselines
 from gsnr_tf.compare.contenders import RULES, Contender, contenders_of, parse_form
+from gsnr_tf.compare.race import GROWTHS
 from gsnr_tf.compare.task import check_regularizer
 from gsnr_tf.compare.training import updates_of
 
@@ -25,10 +27,15 @@ class Settings:
         batches: Tuple of ints.
         optimizers: Tuple of keys of `contenders.RULES`.
         forms: Tuple of the forms of GSNR, as text.
+        baselines: Tuple of `baselines.NAMES`: optimizers of Keras without forms of ours.
         samples: Int, k of all that do not say.
         ranks: Int, processes that train together.
         trials: Int, learning rates of the first grid.
         seeds: Int, runs at the chosen setting.
+        first_seed: Int, the first of them.
+        growths: Int, how often the grid may grow.
+        split: Int, which of a task's test splits; see `Task.split`.
+        control: Whether the method switched off is a contender as well.
     """
 
     task: str
@@ -42,9 +49,15 @@ class Settings:
     ranks: int = 1
     trials: int = 5
     seeds: int = 8
+    first_seed: int = 1
+    split: int = 0
+    control: bool = True
+    baselines: tuple = ()
+    growths: int = GROWTHS
 
     def apply_to(self, task):
-        """Gives a task the epochs and the target of this study."""
+        """Gives a task the epochs, the target and the split of this study."""
+        task.split = self.split
         if self.epochs is not None:
             task.epochs = self.epochs
         if self.target is not None:
@@ -54,11 +67,16 @@ class Settings:
     def cells(self):
         """Every contender at every batch, the list of `Cell` to work on."""
         forms = [parse_form(form) for form in self.forms]
-        return [
+        found = [
             Cell(contender, batch)
             for rule, batch in itertools.product(self.optimizers, self.batches)
-            for contender in contenders_of(rule, forms, self.samples)
+            for contender in contenders_of(rule, forms, self.samples, self.control)
         ]
+        found += [
+            Cell(Contender(name, "base", self.samples), batch)
+            for name, batch in itertools.product(self.baselines, self.batches)
+        ]
+        return list(dict.fromkeys(found))
 
     def named(self):
         """The comparisons with base that the verdict is about, at most `NAMED`: a list of
@@ -116,10 +134,12 @@ class Cell:
 
 def check(settings, task, data):
     """Raises ValueError where the settings do not fit the task."""
-    counts = ("samples", "ranks", "trials", "seeds")
+    counts = ("samples", "ranks", "trials", "seeds", "first_seed")
     for name in counts:
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} starts at 1. Received: {getattr(settings, name)}")
+    if settings.growths < 0:
+        raise ValueError(f"growths starts at 0. Received: {settings.growths}")
     if settings.trials < 3:
         raise ValueError(
             f"A grid needs three learning rates or more. Received: trials={settings.trials}"
@@ -128,6 +148,9 @@ def check(settings, task, data):
     for rule in settings.optimizers:
         if rule not in RULES:
             raise ValueError(f"The optimizers are {', '.join(RULES)}. Received: {rule!r}")
+    for name in settings.baselines:
+        if name not in baselines.NAMES:
+            raise ValueError(f"The baselines are {', '.join(baselines.NAMES)}. Received: {name!r}")
     for cell in settings.cells():
         k = cell.contender.samples
         if k < 2 or k % settings.ranks:

@@ -12,9 +12,9 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from gsnr_tf.compare import race
-from gsnr_tf.compare.contenders import RULES
+from gsnr_tf.compare import baselines, race
 from gsnr_tf.compare.race import Run, Setting
+from gsnr_tf.compare.training import values_of
 from gsnr_tf.compare.workers import Worker
 
 
@@ -98,14 +98,24 @@ class Study:
         return [Group(own, self._plan(own)) for own in cells.values()]
 
     def _plan(self, cells):
-        rates = race.first_rates(self.start_of(cells[0].contender.rule), self.settings.trials)
-        grid = race.Grid(rates, tuple(self._task.regularizers))
-        limit = self._task.regularizer_limit
-        return race.Plan(len(cells), grid, self.settings.seeds, limit)
+        name = cells[0].contender.rule
+        rates = race.first_rates(self.start_of(name), self.settings.trials)
+        grid = race.Grid(rates, values_of(self._task, name))
+        asked = self.settings
+        return race.Plan(
+            contenders=len(cells),
+            grid=grid,
+            seeds=asked.seeds,
+            limit=self._task.regularizer_limit,
+            first_seed=asked.first_seed,
+            growths=asked.growths,
+            # Base comes first, or the control where Keras has none.
+            base=0 if len(cells) > 1 else None,
+        )
 
     def start_of(self, rule):
         """The learning rate around which the first grid of an optimizer lies."""
-        return self._task.learning_rates.get(rule, RULES[rule].learning_rate)
+        return self._task.learning_rates.get(rule, baselines.of(rule).learning_rate)
 
     # ---- what there is to do, and what is known ---------------------------------
 

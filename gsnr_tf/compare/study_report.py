@@ -8,7 +8,7 @@ from statistics import median
 import rich.box
 from rich.table import Table
 
-from gsnr_tf.compare import plots, race, summary
+from gsnr_tf.compare import decision, plots, race, summary
 from gsnr_tf.compare.settings import NAMED
 
 STYLE = """
@@ -48,6 +48,13 @@ def how(study, task):
         "all. A rate at which somebody's seeds spread over three times the median, or some "
         "diverged, was dropped for all, with the higher ones."
     )
+    if s.baselines:
+        yield (
+            f"Baselines ({', '.join(s.baselines)}): optimizers of Keras, tuned in the same way on "
+            "grids of their own; AdamW by its own decay in place of the regularizer. The "
+            "strongest base at a batch is that with the best validation score at its chosen "
+            "setting; comparisons with it are exploratory."
+        )
     share = "each seed shares out training and validation rows anew" if task.resplit else ""
     yield (
         f"Chosen by the mean validation score{'; ' * bool(share)}{share}. Scored on the test "
@@ -79,20 +86,29 @@ def plan(study, jobs, console):
     console.print(f"Named in advance, against base: {'; '.join(named)}", highlight=False)
 
 
-def finish(study, task, console):
-    """Prints tables and sentences and writes `report.html` and its pictures."""
+def finish(study, task, console, groups=None):
+    """Prints tables and sentences and writes `report.html` and its pictures.
+
+    Args:
+        study: The `Study`.
+        task: Its `Task`.
+        console: A `rich.console.Console`.
+        groups: `[test rows]`, whose row each is, or `None`.
+    """
     found = summary.outcomes(study, task)
-    lines = list(sentences(study, found))
+    lines = list(sentences(study, found, groups))
     for optimizer in dict.fromkeys(o.optimizer for o in found):
         console.print(_terminal_table(found, optimizer, task))
     for line in lines:
         console.print(f"• {line}", highlight=False)
     file = study.folder / "report.html"
     file.write_text(page(study, task, found, lines), encoding="utf-8")
-    console.print(f"\nsaved {file}", highlight=False)
+    brief = study.folder / "decision.md"
+    brief.write_text(decision.page(study, task, found), encoding="utf-8")
+    console.print(f"\nsaved {file} and, for who decides, {brief}", highlight=False)
 
 
-def sentences(study, found):
+def sentences(study, found, groups=None):
     """Everything that may be said, the most important first."""
     named = [
         (c.contender.rule, c.batch, c.contender.label, c.contender.samples)
@@ -100,6 +116,9 @@ def sentences(study, found):
     ]
     each = summary.comparisons(found, named, study.folder)
     yield from summary.verdicts(each)
+    yield from summary.verdicts(summary.against_the_strongest(found, study.folder))
+    yield from summary.beside_the_score(each)
+    yield from summary.what_it_takes(each, groups, study.folder)
     yield from summary.tallies(each)
     yield from summary.reaches(found)
     yield from summary.cautions(found)
@@ -175,16 +194,21 @@ def _list(lines):
 
 
 def _html_table(found, optimizer, task):
+    measures = summary.measure_names([r for o in found for r in o.by_seed.values()])
     heads = [
         "batch", "contender", "k", "learning rate", task.regularizer or "regularizer",
         f"test {task.metric}", "train-test gap", "updates to target", "seconds to target",
-        "seconds a run",
+        "seconds a run", "share of noise", *measures,
     ]  # fmt: skip
     rows, last = [], None
     for outcome in (o for o in found if o.optimizer == optimizer):
         batch, contender, *rest = _cells(outcome)
         cells = [batch, contender, str(outcome.samples), *rest]
         cells.append(f"{median(run['seconds'] for run in outcome.runs):.1f}")
+        cells.append("–" if outcome.noise is None else f"{outcome.noise:.2f}")
+        runs = outcome.by_seed.values()
+        for name in measures:
+            cells.append(summary.with_std([run["measures"][name] for run in runs]))
         first = ' class="first"' if last != outcome.batch else ""
         rows.append(f"<tr{first}>{_tags('td', cells)}</tr>")
         last = outcome.batch

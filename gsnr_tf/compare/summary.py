@@ -1,12 +1,12 @@
 """What the runs of a study amount to: outcomes, comparisons, and the sentences they allow."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import mean, median, stdev
 
 import numpy as np
 
-from gsnr_tf.compare import paired, race
+from gsnr_tf.compare import paired, power, race
 
 LEVEL = 0.05
 
@@ -25,6 +25,8 @@ class Outcome:
         runs: The rows of the runs with the chosen setting, one for each seed.
         higher_is_better: As the task says.
         target: As the task says, or `None`.
+        beside: Tuple of `Outcome`s at the settings that it might have chosen as well; of base
+            alone.
     """
 
     optimizer: str
@@ -38,6 +40,7 @@ class Outcome:
     runs: tuple
     higher_is_better: bool
     target: float | None
+    beside: tuple = ()
 
     @property
     def is_gsnr(self):
@@ -63,6 +66,19 @@ class Outcome:
         """By how much the score is better on training rows than on test rows."""
         sign = 1 if self.higher_is_better else -1
         return [sign * (run["train"] - run["test"]) for run in self.by_seed.values()]
+
+    @property
+    def noise(self):
+        """Mean share of noise in the squared mean gradient over the second half of the
+        updates and over seeds, or `None` where the optimizer does not see samples."""
+        halves = [run["history"][len(run["history"]) // 2 :] for run in self.by_seed.values()]
+        shares = [row.get("noise") for half in halves for row in half]
+        return mean(shares) if shares and None not in shares else None
+
+    @property
+    def validation(self):
+        """Mean validation score; `None` if a seed diverged."""
+        return None if self.diverged else mean(run["validation"] for run in self.runs)
 
     def median_to_target(self, what):
         """Median over seeds of updates or seconds to the target.
@@ -98,6 +114,10 @@ class Comparison:
         named: Whether the study named it in advance.
         p: Float, Holm's p-value among those that were named, else the test's own.
         rows: 95 % interval of the mean difference by test rows, or `None`.
+        measures: Dict from each of the task's measures that is finite in all runs to the
+            `paired.Difference` of it, ours − theirs.
+        beside: List of pairs: theirs at a setting that they might have chosen as well, and
+            the `paired.Difference` to that.
     """
 
     ours: Outcome
@@ -106,12 +126,21 @@ class Comparison:
     named: bool = False
     p: float | None = None
     rows: tuple | None = None
+    measures: dict = field(default_factory=dict)
+    beside: list = field(default_factory=list)
+
+    @property
+    def least(self):
+        """The pair of `beside` with the least lead, or `None`."""
+        return min(self.beside, key=lambda pair: pair[1].mean, default=None)
 
     @property
     def result(self):
         """ "ahead" or "behind" if the p-value is below 5 %, else "level", which is no proof
         that they are equal; `None` with too few seeds to say. A contender of which a seed
-        diverged is behind one that always trained.
+        diverged is behind one that always trained. Who is ahead of base at the setting that
+        base chose, but not at all those that it might have chosen, is level: an interval over
+        seeds says nothing of how a choice fell.
         """
         if bool(self.ours.diverged) != bool(self.theirs.diverged):
             return "behind" if self.ours.diverged else "ahead"
@@ -119,7 +148,10 @@ class Comparison:
             return None
         if self.p >= LEVEL:
             return "level"
-        return "ahead" if self.found.mean > 0 else "behind"
+        if self.found.mean < 0:
+            return "behind"
+        sure = all(other.mean > 0 and other.p < LEVEL for _, other in self.beside)
+        return "ahead" if sure else "level"
 
 
 def outcomes(study, task):
@@ -130,30 +162,34 @@ def outcomes(study, task):
         if state.stage != "done":
             continue
         for number, cell in enumerate(group.cells):
-            chosen = state.chosen[number]
-            runs = [
-                row
-                for run, row in group.rows.items()
-                # One that diverged in its first third was not run to the end.
-                if (run.contender, run.setting) == (number, chosen)
-                and (run.whole or row["diverged"])
-            ]
-            found.append(
-                Outcome(
-                    optimizer=cell.contender.rule,
-                    batch=cell.batch,
-                    contender=cell.contender.label,
-                    samples=cell.contender.samples,
-                    rates=_rates(group, state, number),
-                    learning_rate=chosen.learning_rate,
-                    regularizer=chosen.regularizer,
-                    edges=race.on_the_edge(group.plan, state, number),
-                    runs=tuple(sorted(runs, key=lambda row: row["seed"])),
-                    higher_is_better=task.higher_is_better,
-                    target=task.target,
-                )
-            )
+            one = _outcome(group, state, number, cell, state.chosen[number], task)
+            if number == group.plan.base:
+                others = [_outcome(group, state, number, cell, s, task) for s in state.beside]
+                one = replace(one, beside=tuple(others))
+            found.append(one)
     return found
+
+
+def _outcome(group, state, number, cell, setting, task):
+    runs = [
+        row
+        for run, row in group.rows.items()
+        # One that diverged in its first third was not run to the end.
+        if (run.contender, run.setting) == (number, setting) and (run.whole or row["diverged"])
+    ]
+    return Outcome(
+        optimizer=cell.contender.rule,
+        batch=cell.batch,
+        contender=cell.contender.label,
+        samples=cell.contender.samples,
+        rates=_rates(group, state, number),
+        learning_rate=setting.learning_rate,
+        regularizer=setting.regularizer,
+        edges=race.on_the_edge(group.plan, state, number),
+        runs=tuple(sorted(runs, key=lambda row: row["seed"])),
+        higher_is_better=task.higher_is_better,
+        target=task.target,
+    )
 
 
 def _rates(group, state, number):
@@ -178,12 +214,44 @@ def compared(ours, theirs, folder=None):
     one, other = ours.by_seed, theirs.by_seed
     seeds = sorted(one.keys() & other.keys())
     sign = 1 if ours.higher_is_better else -1
-    found = paired.difference([sign * (one[s]["test"] - other[s]["test"]) for s in seeds])
+    found = _difference(ours, theirs)
     rows = None
     if folder and seeds and all("rows" in run[s] for run in (one, other) for s in seeds):
         each = [_row_scores(folder, one[s]) - _row_scores(folder, other[s]) for s in seeds]
         rows = paired.rows_interval(sign * np.mean(each, axis=0))
-    return Comparison(ours, theirs, found, p=found and found.p, rows=rows)
+    beside = [(at, _difference(ours, at)) for at in theirs.beside]
+    return Comparison(
+        ours,
+        theirs,
+        found,
+        p=found and found.p,
+        rows=rows,
+        measures=_measures([one[s] for s in seeds], [other[s] for s in seeds]),
+        beside=[(at, difference) for at, difference in beside if difference is not None],
+    )
+
+
+def _difference(ours, theirs):
+    """The `paired.Difference` of test scores, above 0 where ours are better."""
+    one, other = ours.by_seed, theirs.by_seed
+    sign = 1 if ours.higher_is_better else -1
+    seeds = sorted(one.keys() & other.keys())
+    return paired.difference([sign * (one[s]["test"] - other[s]["test"]) for s in seeds])
+
+
+def measure_names(runs):
+    """The measures that all of these runs have, a list."""
+    each = [run.get("measures", {}) for run in runs]
+    return [name for name in each[0] if all(name in other for other in each)] if each else []
+
+
+def _measures(ours, theirs):
+    found = {}
+    for name in measure_names([*ours, *theirs]) if len(ours) > 1 else ():
+        pairs = [(a["measures"][name], b["measures"][name]) for a, b in zip(ours, theirs)]
+        if np.isfinite(pairs).all():
+            found[name] = paired.difference([a - b for a, b in pairs])
+    return found
 
 
 def _row_scores(folder, run):
@@ -211,6 +279,34 @@ def _key(outcome):
     return outcome.optimizer, outcome.batch, outcome.contender, outcome.samples
 
 
+def strongest(found, outcome):
+    """The base with the best validation score at a batch, of any optimizer, or `None`.
+
+    Args:
+        found: List of `Outcome`.
+        outcome: The one at whose batch.
+    """
+    bases = [
+        other
+        for other in found
+        if other.contender == "base" and other.batch == outcome.batch and not other.diverged
+    ]
+    sign = 1 if outcome.higher_is_better else -1
+    return max(bases, key=lambda base: sign * base.validation, default=None)
+
+
+def against_the_strongest(found, folder=None):
+    """`Comparison`s of the forms with the `strongest` base, where that is another than
+    their own; all exploratory.
+
+    Args:
+        found: List of `Outcome`.
+        folder: As for `compared`.
+    """
+    pairs = [(o, strongest(found, o)) for o in found if o.is_gsnr]
+    return [compared(o, s, folder) for o, s in pairs if s not in (None, rival(found, o))]
+
+
 def std(values):
     """Sample standard deviation; `None` of a single value."""
     return stdev(values) if len(values) > 1 else None
@@ -235,7 +331,10 @@ def verdicts(each):
         ours, theirs = comparison.ours, comparison.theirs
         name = f"{ours.optimizer}, batch {ours.batch:,}: {ours.contender}"
         note = "" if comparison.named else " (exploratory)"
-        yield f"{name} against {theirs.contender}{note}: {_verdict(comparison)}"
+        other = theirs.contender
+        if theirs.optimizer != ours.optimizer:
+            other = f"{theirs.optimizer}, the strongest base"
+        yield f"{name} against {other}{note}: {_verdict(comparison)}"
 
 
 def _verdict(comparison):
@@ -252,14 +351,71 @@ def difference_told(comparison):
     """ "+0.0018 [+0.0004, +0.0031] over 8 seeds, p 0.018 (Holm), sign flips 0.008" """
     found = comparison.found
     text = (
-        f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] over {found.seeds} seeds, "
+        f"{interval(found)} over {found.seeds} seeds, "
         f"p {comparison.p:.3f}{' (Holm)' if comparison.named else ''}, "
         f"sign flips {found.flipped_p:.3f}"
     )
     if comparison.rows:
         low, high = comparison.rows
         text += f"; by test rows [{low:+.4f}, {high:+.4f}]"
+    if comparison.least:
+        at, least = comparison.least
+        value = "" if at.regularizer is None else f", {at.regularizer:.3g}"
+        text += (
+            f"; least at settings that {at.contender} might have chosen as well, "
+            f"{at.learning_rate:.3g}{value}: {interval(least)}"
+        )
     return text
+
+
+def beside_the_score(each):
+    """A sentence for each comparison with base that was named: the task's other measures."""
+    for comparison in each:
+        if comparison.named and comparison.measures:
+            told = [f"{name} {interval(found)}" for name, found in comparison.measures.items()]
+            ours = comparison.ours
+            yield (
+                f"{ours.optimizer}, batch {ours.batch:,}: {ours.contender} − "
+                f"{comparison.theirs.contender}: {'; '.join(told)}."
+            )
+
+
+def what_it_takes(each, groups=None, folder=None):
+    """A sentence for each comparison that was named: seeds, and users of a live test, that
+    would show a difference such as was measured.
+
+    Args:
+        each: List of `Comparison`.
+        groups: `[test rows]`, whose row each is, or `None`.
+        folder: `Path` of the run folder.
+    """
+    for comparison in each:
+        found, ours = comparison.found, comparison.ours
+        if not comparison.named or found is None or not found.mean:
+            continue
+        seeds = power.seeds_needed(found.mean, found.deviation)
+        takes = [f"{seeds} seeds" if seeds else "more than 1,000 seeds"]
+        if groups is not None and folder and comparison.rows:
+            takes += _users(comparison, groups, folder)
+        yield (
+            f"{ours.optimizer}, batch {ours.batch:,}: to see {found.mean:+.4f} of "
+            f"{ours.contender} with 80 % takes {'; '.join(takes)}."
+        )
+
+
+def _users(comparison, groups, folder):
+    one, other = comparison.ours.by_seed, comparison.theirs.by_seed
+    seeds = sorted(one.keys() & other.keys())
+    ours, theirs = [
+        np.mean([_row_scores(folder, of[seed]) for seed in seeds], axis=0) for of in (one, other)
+    ]
+    lead = comparison.found.mean
+    live = power.groups_needed(theirs, groups, lead)
+    both = power.groups_needed(ours - theirs, groups, lead, split=False)
+    return [
+        f"in a live test {live:,} groups (users) in each arm",
+        f"{both:,} groups where both models score the same rows",
+    ]
 
 
 def tallies(each):
@@ -276,6 +432,24 @@ def tallies(each):
             )
 
 
+def reference(own):
+    """What the outcomes of one optimizer are measured by: base at the smallest batch, or the
+    control where Keras has no base; `None` if there is neither."""
+    return rival(own, min(own, key=lambda outcome: outcome.batch))
+
+
+def reach(own, yardstick):
+    """The `Comparison` of the largest batch at which one contender is not behind, or `None`.
+
+    Args:
+        own: `Outcome`s of the contender.
+        yardstick: The `Outcome` to be not behind of.
+    """
+    each = [compared(outcome, yardstick) for outcome in own]
+    good = [c for c in each if c.ours is yardstick or c.result in ("ahead", "level")]
+    return max(good, key=lambda c: c.ours.batch, default=None)
+
+
 def reaches(found):
     """A sentence for each optimizer: how far each contender's batch can grow.
 
@@ -284,22 +458,33 @@ def reaches(found):
     """
     for optimizer in dict.fromkeys(o.optimizer for o in found):
         own = [o for o in found if o.optimizer == optimizer]
-        smallest, *larger = sorted({o.batch for o in own})
-        yardstick = rival(own, next(o for o in own if o.batch == smallest))
-        if not larger or yardstick is None or len(yardstick.scores) < 2:
+        yardstick = reference(own)
+        one_batch = len({o.batch for o in own}) == 1
+        if one_batch or yardstick is None or len(yardstick.scores) < 2:
             continue
-        reach = {}
-        for outcome in own:
-            known = compared(outcome, yardstick).result
-            if outcome is yardstick or known in ("ahead", "level"):
-                batch = max(outcome.batch, reach.get(outcome.contender, 0))
-                reach[outcome.contender] = batch
-        names = dict.fromkeys(o.contender for o in own)
-        told = [f"{n} {reach[n]:,}" if n in reach else f"{n} none" for n in names]
+        told = []
+        for name in dict.fromkeys(o.contender for o in own):
+            best = reach([o for o in own if o.contender == name], yardstick)
+            told.append(f"{name} {_reach_told(best, yardstick) if best else 'none'}")
         yield (
             f"{optimizer}: the largest batch not behind {yardstick.contender} at "
-            f"{smallest:,}, as far as these seeds can tell: {'; '.join(told)}."
+            f"{yardstick.batch:,}, as far as these seeds can tell: {'; '.join(told)}."
         )
+
+
+def _reach_told(comparison, yardstick):
+    """ "16,000 (-0.0002 [-0.0010, +0.0006], 50 updates a run, 31 to the target)" """
+    ours = comparison.ours
+    facts = [] if ours is yardstick else [interval(comparison.found)]
+    facts.append(f"{ours.runs[0]['updates']:,} updates a run")
+    if ours.target is not None:
+        facts.append(f"{reached(ours.median_to_target('update'))} to the target")
+    return f"{ours.batch:,} ({', '.join(facts)})"
+
+
+def interval(found):
+    """ "+0.0018 [+0.0004, +0.0031]" of a `paired.Difference`."""
+    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
 def cautions(found):

@@ -70,6 +70,8 @@ class Task(abc.ABC):
         regularizer_limit: Float, the largest value that may be tried.
         resplit: Whether each seed shares out training and validation rows anew. `False`
             where they must not mix, as rows of one document or one user.
+        split: Int, which test split `load` is to take. A study that confirms what another
+            has chosen asks for one by which nothing was chosen (`--split 1`).
         sizes: Dict from a name to a dict of attributes, which a size sets.
     """
 
@@ -84,6 +86,7 @@ class Task(abc.ABC):
     regularizers = (None,)
     regularizer_limit = math.inf
     resplit = True
+    split = 0
     sizes = {"default": {}}
 
     def __init__(self, size="default"):
@@ -114,6 +117,20 @@ class Task(abc.ABC):
         """The score of each row, a vector whose mean is the score, or `None`.
 
         For an interval by the rows of the test split, beside that by seeds.
+        """
+        return None
+
+    def measures(self, model, features, targets):
+        """Other figures of these rows, a dict from a name to a float: none by default.
+
+        They are told beside the score, and nothing is chosen by them.
+        """
+        return {}
+
+    def groups(self, features):
+        """Whose row each is, such as the user: a vector of any values, or `None`.
+
+        Rows of one group are not independent, and a live test shares out groups.
         """
         return None
 
@@ -186,6 +203,18 @@ def check_regularizer(task):
         raise ValueError(
             f"{type(task).__name__}.regularizers must be two or more ascending numbers, "
             f"such as (0.0, 0.001, 0.01). Received: {values}"
+        )
+
+
+def check_split(task):
+    """Raises ValueError where a task is asked for another test split and has but one."""
+    asked, tests = task.split, []
+    for task.split in (0, asked):
+        tests.append(tf.nest.flatten(tuple(task.load().test)))
+    if asked and all(map(np.array_equal, *tests)):
+        raise ValueError(
+            f"{type(task).__name__} has the same test split for --split {asked} as without: "
+            "its `load` does not look at `self.split`."
         )
 
 

@@ -9,13 +9,29 @@ import numpy as np
 import tensorflow as tf
 
 from gsnr_tf import comm
+from gsnr_tf.compare import baselines
 from gsnr_tf.compare.task import Split
+from gsnr_tf.optimizers.gsnr import GSNROptimizer
 from gsnr_tf.schedules import WarmupCosine
 
 
 def updates_of(task, rows, batch):
     """How many updates of `batch` examples fit into the task's epochs."""
     return int(task.epochs * rows) // batch
+
+
+def own_decay(name):
+    """Values of the decay that an optimizer has of its own, a tuple, empty if it has none.
+
+    AdamW stands for that decay: with the task's L2 it would be Adam.
+    """
+    return getattr(baselines.of(name), "weight_decays", ())
+
+
+def values_of(task, name):
+    """What an optimizer tries of what is tuned beside the rate, an ascending tuple."""
+    own = task.regularizer is not None and own_decay(name)
+    return own or tuple(task.regularizers)
 
 
 def tuned(task, contender, value):
@@ -34,6 +50,8 @@ def tuned(task, contender, value):
     """
     if task.regularizer is None:
         return {}, {}
+    if own_decay(contender.rule):
+        return {}, {"weight_decay": value}
     if task.regularizer == "weight_decay":
         return {}, {"weight_decay": value}
     if task.l2_pattern and contender.kind != "base":
@@ -114,13 +132,8 @@ class Trainer:
             loss, score = float(np.mean([of_rank for of_rank, _ in said])), said[0][1]
             if not (math.isfinite(loss) and math.isfinite(score)):
                 return self._result(history, seconds, done, diverged=True)
-            row = {
-                "update": done,
-                "seconds": seconds,
-                "loss": loss,
-                "validation": score,
-            }
-            history.append(row)
+            row = {"update": done, "seconds": seconds, "loss": loss, "validation": score}
+            history.append({**row, "noise": self._noise_share()})
         result = self._result(history, seconds, done, diverged=False)
         if not whole:
             position = [*history], seconds, done
@@ -132,6 +145,7 @@ class Trainer:
         result["train"] = self._score(self._splits.train(seed).head(test.rows))
         if comm.rank() == 0:
             result["row_scores"] = self._task.row_scores(self._model, *test)
+            result["measures"] = self._task.measures(self._model, *test)
         return result
 
     def _result(self, history, seconds, done, diverged):
@@ -142,6 +156,15 @@ class Trainer:
             "validation": None if diverged else history[-1]["validation"],
             "history": history,
         }
+
+    def _noise_share(self):
+        """S2/((k − 1)·S1) of the last update: the share of noise in the squared mean gradient,
+        over all variables. `None` where the optimizer does not see samples."""
+        optimizer = self._model.optimizer
+        if not isinstance(optimizer, GSNROptimizer):
+            return None
+        ratio = float(optimizer.gsnr)
+        return 1 / ((self._samples - 1) * ratio) if ratio else None
 
     def _start(self, learning_rate, seed):
         """Fresh weights, or those of a run that stopped; its history, seconds, updates."""

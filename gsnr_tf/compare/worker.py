@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 # So many traced models are kept, of cells and values of the regularizer.
-TRAINERS = 16
+TRAINERS = 32
 # Environment variable: the port to connect to, and the word to say first.
 ADDRESS = "GSNR_TF_COMPARE_ADDRESS"
 

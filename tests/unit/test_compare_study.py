@@ -4,17 +4,20 @@ import contextlib
 import gc
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 
 import numpy as np
 import pytest
 
-from gsnr_tf.compare import paired, race
+from gsnr_tf.compare import decision, paired, race
 from gsnr_tf.compare.contenders import contenders_of, parse_form
 from gsnr_tf.compare.settings import NAMED, Settings, check
 from gsnr_tf.compare.study import Study
 from gsnr_tf.compare.summary import (
     Outcome,
+    against_the_strongest,
+    beside_the_score,
     cautions,
     compared,
     comparisons,
@@ -22,6 +25,7 @@ from gsnr_tf.compare.summary import (
     reaches,
     tallies,
     verdicts,
+    what_it_takes,
 )
 from gsnr_tf.compare.task import load_task
 from tests.processes import ROOT
@@ -57,6 +61,13 @@ def test_k_is_part_of_a_name_where_it_is_a_form_s_own():
     forms = [parse_form(text) for text in ("ceiling=1", "k=4", "k=16")]
     labels = [contender.label for contender in contenders_of("adam", forms, 8)]
     assert labels == ["base", "control", "GSNR ceiling=1", "GSNR k=4", "GSNR k=16"]
+
+
+def test_the_control_may_be_left_out_where_there_is_a_base():
+    kinds = {
+        r: [c.kind for c in contenders_of(r, [{}], 8, control=False)] for r in ("adam", "lars")
+    }
+    assert kinds == {"adam": ["base", "gsnr"], "lars": ["control", "gsnr"]}
 
 
 def test_base_and_control_are_always_there_but_lars_has_no_base():
@@ -113,7 +124,9 @@ def plane():
         ({"forms": ("k=5",)}, "multiple of its 5 samples"),
         ({"trials": 2}, "three learning rates or more. Received: trials=2"),
         ({"seeds": 0}, "seeds starts at 1. Received: 0"),
+        ({"first_seed": 0}, "first_seed starts at 1. Received: 0"),
         ({"optimizers": ("adagrad",)}, "adam, lamb.*Received: 'adagrad'"),
+        ({"baselines": ("lars",)}, "baselines are adam, .*muon. Received: 'lars'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_runs(plane, changed, says):
@@ -183,6 +196,28 @@ def test_everyone_at_a_batch_has_the_same_trials_and_seeds(finished):
     # The rates of the first grid lie around the task's own.
     assert {0.025, 0.05, 0.1, 0.2, 0.4} <= {call[2] for call in calls}
     assert len(calls) == len(set(calls)) == len(study.rows())
+
+
+def test_a_study_that_confirms_has_seeds_of_its_own(tmp_path, plane):
+    study = Study(settings(first_seed=101), tmp_path / "confirmed", plane)
+    train, calls = pretend(study)
+    work(study, train)
+    assert {call[3] for call in calls} == {101, 102}
+    assert all(o.by_seed.keys() == {101, 102} for o in outcomes(study, plane))
+
+
+def test_baselines_are_tuned_on_grids_of_their_own(tmp_path, plane):
+    study = Study(settings(baselines=("adamw", "lamb", "adam")), tmp_path / "bases", plane)
+    kinds = [(c.contender.rule, c.contender.kind) for c in study.cells if c.batch == 64]
+    forms = [("adam", kind) for kind in ("base", "control", "gsnr", "gsnr")]
+    assert kinds == [*forms, ("adamw", "base"), ("lamb", "base")]
+    grids = {group.name: group.plan.grid.values for group in study.groups}
+    assert grids["lamb 64"] == grids["adam 64"] == (0.0, 0.01)
+    assert grids["adamw 64"][-1] == 1.0
+    train, _ = pretend(study)
+    work(study, train)
+    found = outcomes(study, plane)
+    assert len(found) == len(study.cells)
 
 
 def test_scores_of_the_test_split_choose_nothing(tmp_path, plane):
@@ -312,7 +347,7 @@ def outcome(contender, scores, batch=64, **changed):
             {"update": 20, "seconds": 2.0, "validation": score},
         ]
         return {
-            "seed": seed, "diverged": False, "validation": score, "test": score,
+            "seed": seed, "diverged": False, "updates": 10, "validation": score, "test": score,
             "train": score + 0.05, "history": crossing,
         }  # fmt: skip
 
@@ -361,6 +396,26 @@ def test_runs_are_compared_seed_by_seed():
     less = [outcome(o.contender, o.scores, higher_is_better=False) for o in (ahead, base)]
     assert compared(*less).result == "behind"
     assert compared(outcome("GSNR", [0.9]), outcome("base", [0.7])).result is None
+
+
+def test_who_leads_only_the_setting_that_base_chose_is_level():
+    """An interval over seeds says nothing of how the choice of a setting fell."""
+    near = outcome("base", [score + 0.002 for score in BASE], learning_rate=0.4)
+    failing = outcome("base", [None, None, None, None, 0.9], learning_rate=0.8)
+    base, form = outcome("base", BASE, beside=(near, failing)), outcome("GSNR", AHEAD)
+    found = compared(form, base)
+    assert found.p < 0.01 and found.result == "ahead"
+    [(at, least)] = found.beside
+    assert at is near and least.mean == pytest.approx(0.0014)
+    nearer = outcome("base", AHEAD[::-1], learning_rate=0.1)
+    found = compared(form, outcome("base", BASE, beside=(near, nearer)))
+    assert found.p < 0.01 and found.result == "level" and found.least[0] is nearer
+    [told] = verdicts([found])
+    assert "level, +0.0034" in told
+    assert "might have chosen as well, 0.1, 0.001: +0.0000 [-0.0393, +0.0393]" in told
+    # Who is behind the chosen one is behind.
+    worse = outcome("GSNR", [score - 0.01 for score in AHEAD])
+    assert compared(worse, outcome("base", BASE, beside=(nearer,))).result == "behind"
 
 
 def test_a_seed_that_diverged():
@@ -431,6 +486,59 @@ def test_a_form_that_is_in_several_comparisons_is_counted():
     assert list(tallies(comparisons(found))) == ["GSNR: ahead in 1 of 2 comparisons, behind in 0."]
 
 
+def test_the_strongest_base_is_that_with_the_best_validation_score():
+    """Not the best test score: by that nothing is chosen."""
+    adam, form = outcome("base", BASE), outcome("GSNR", AHEAD)
+    nadam = outcome("base", [score + 0.01 for score in BASE], optimizer="nadam")
+    for run in nadam.runs:
+        run["test"] -= 0.02
+    muon = outcome("base", [0.9, None], optimizer="muon")
+    elsewhere = outcome("base", [0.95, 0.96], 320, optimizer="nadam")
+    found = [adam, form, nadam, muon, elsewhere]
+    [comparison] = against_the_strongest(found)
+    assert comparison.theirs is nadam and comparison.result == "ahead" and not comparison.named
+    [told] = verdicts([comparison])
+    assert "GSNR against nadam, the strongest base (exploratory): ahead, +0.0134" in told
+    # With its own base it is compared anyway.
+    assert against_the_strongest([adam, form]) == []
+
+
+def test_other_measures_are_compared_seed_by_seed():
+    base, form = outcome("base", BASE), outcome("GSNR", AHEAD)
+    for number, runs in enumerate(zip(base.runs, form.runs)):
+        for run, less in zip(runs, (0.0, 0.01)):
+            run["measures"] = {"log loss": 0.5 + 0.1 * number - less, "by user": float("nan")}
+    each = comparisons([base, form], [("adam", 64, "GSNR", 8)])
+    assert each[0].measures.keys() == {"log loss"}
+    [told] = beside_the_score(each)
+    assert told == "adam, batch 64: GSNR − base: log loss -0.0100 [-0.0100, -0.0100]."
+    assert list(beside_the_score(comparisons([base, form]))) == []
+
+
+def test_what_a_difference_takes_to_be_seen(tmp_path):
+    base, form = outcome("base", BASE), outcome("GSNR", AHEAD)
+    rng, shared = np.random.default_rng(0), np.random.default_rng(1).normal(size=400)
+    for found in (base, form):
+        for run in found.runs:
+            run["rows"] = f"{found.contender}-{run['seed']}.npy"
+            np.save(tmp_path / run["rows"], shared + 0.01 * rng.normal(size=400))
+    each = comparisons([base, form], [("adam", 64, "GSNR", 8)], tmp_path)
+    [told] = what_it_takes(each, np.arange(400) % 40, tmp_path)
+    assert told.startswith("adam, batch 64: to see +0.0034 of GSNR with 80 % takes 3 seeds; ")
+    live, both = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) groups", told)]
+    assert live > 100 * both
+    [alone] = what_it_takes(each)
+    assert "users" not in alone
+
+
+def test_the_share_of_noise_is_that_of_the_second_half():
+    form = outcome("GSNR", [0.7, 0.7])
+    assert form.noise is None
+    for run, share in zip(form.runs, (0.2, 0.4)):
+        run["history"] = [{"noise": 0.0}, {"noise": share}]
+    assert form.noise == pytest.approx(0.3)
+
+
 def test_how_far_the_batch_can_grow():
     worse = [score - 0.1 for score in AHEAD]
     found = [
@@ -440,7 +548,30 @@ def test_how_far_the_batch_can_grow():
     ]  # fmt: skip
     [sentence] = reaches(found)
     assert "not behind base at 64" in sentence
-    assert "base 64; GSNR 320; control none." in sentence
+    [_, base, form, control] = re.split(r": (?=base)|; ", sentence)
+    assert base == "base 64 (10 updates a run, 20 to the target)"
+    assert form.startswith("GSNR 320 (+0.0000 [-0.0393, +0.0393], 10 updates a run, ")
+    assert control == "control none."
+
+
+def test_one_page_says_what_a_larger_batch_saves(finished, plane):
+    study, calls = finished
+    worse = [score - 0.1 for score in AHEAD]
+    found = [
+        outcome("base", BASE, 64), outcome("GSNR", AHEAD, 64), outcome("base", worse, 320),
+        outcome("GSNR", BASE[::-1], 320), outcome("control", worse, 64),
+    ]  # fmt: skip
+    for each in found:
+        for run in each.runs:
+            run |= {"updates": 640 // each.batch, "seconds": 3600.0 * (64 / each.batch)}
+    text = decision.page(study, plane, found)
+    assert "reference: base, 0.7200 | 64 | | 10 | 1 | 1 |" in text
+    assert "| GSNR | 320 | +0.0000 [-0.0393, +0.0393] | 2 | 0.2 | 0.2 | 80% of updates" in text
+    assert "| control | none |" in text
+    # A run that went on is one training, not one and a third.
+    whole = {call[:4] for call in calls if call[4]}
+    thirds = {call[:4] for call in calls} - whole
+    assert f"took {len(whole) + len(thirds) / 3:,.0f} trainings in all for 8 " in text
 
 
 def test_a_setting_at_the_end_and_seeds_that_diverged_are_told():
@@ -455,6 +586,9 @@ def test_a_setting_at_the_end_and_seeds_that_diverged_are_told():
 def test_outcomes_are_read_from_a_study(finished, plane):
     study, _ = finished
     found = outcomes(study, plane)
+    assert [len(o.beside) for o in found[:4]] == [race.FEW - 1, 0, 0, 0]
+    assert {o.learning_rate for o in found[0].beside} != {found[0].learning_rate}
+    assert all(len(other.runs) == 2 for other in found[0].beside)
     assert [o.contender for o in found[:4]] == [
         "base", "control", "GSNR ceiling=1", "GSNR ceiling=10",
     ]  # fmt: skip

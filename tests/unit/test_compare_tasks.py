@@ -9,8 +9,8 @@ import pytest
 
 from gsnr_tf.compare import Data, Split, Task, load_task
 from gsnr_tf.compare.contenders import Contender, contenders_of
-from gsnr_tf.compare.task import checked
-from gsnr_tf.compare.training import Splits, Trainer, _Paused
+from gsnr_tf.compare.task import check_split, checked
+from gsnr_tf.compare.training import Splits, Trainer, _Paused, tuned, values_of
 from gsnr_tf.schedules import WarmupCosine
 from tests.processes import ROOT
 
@@ -86,6 +86,26 @@ def test_data_that_does_not_fit_is_refused(data, error, says):
 def test_data_that_fits_is_returned():
     data = Data(split(), split(), split())
     assert checked(data) is data
+
+
+def test_another_test_split_must_be_another():
+    class OneSplit(Task):
+        tests = 1
+
+        def load(self):
+            test = np.arange(4) + self.split % self.tests
+            return Data(split(), split(), Split(test, test))
+
+        def build_model(self): ...
+
+    task = OneSplit()
+    check_split(task)
+    task.split = 1
+    with pytest.raises(ValueError, match="same test split for --split 1.*self.split"):
+        check_split(task)
+    assert task.split == 1
+    task.tests = 2
+    check_split(task)
 
 
 def test_the_example_of_the_readme_is_a_task_that_learns(tmp_path):
@@ -234,6 +254,14 @@ def test_a_run_that_diverges_is_a_result_and_leaves_the_next_one_alone(plane):
     assert again["validation"] == good["validation"]
 
 
+def test_the_share_of_noise_is_told_where_samples_are_seen(plane):
+    """Near the end of training the plane's gradient is mostly noise; at its start it is not."""
+    history = train(plane).run(0.1, seed=1)["history"]
+    assert 0 < history[0]["noise"] < 0.2 < history[-1]["noise"]
+    base = train(plane, contender=contenders_of("adam", [], 4)[0])
+    assert {row["noise"] for row in base.run(0.1, seed=1)["history"]} == {None}
+
+
 # ---- what is tuned beside the rate ------------------------------------------------
 
 
@@ -256,6 +284,28 @@ def test_the_regularizer_of_a_task_is_every_contenders(plane, name):
             trainer.run(0.1, seed=1)
             norms.append(np.linalg.norm(trainer._model.get_weights()[0]))
         assert norms[1] < 0.7 * norms[0]
+
+
+def test_adamw_is_tuned_by_its_own_decay(plane):
+    """Whatever the task's regularizer is: with an L2 in the loss it would be Adam."""
+    task = types.SimpleNamespace(regularizer="l2", regularizers=(0.1, 0.2), l2_pattern=None)
+    adamw = Contender("adamw", "base", 4)
+    assert tuned(task, adamw, 0.3) == ({}, {"weight_decay": 0.3})
+    assert values_of(task, "adamw") == (0.1, 0.3, 1.0) and values_of(task, "nadam") == (0.1, 0.2)
+    alone = types.SimpleNamespace(regularizer=None, regularizers=(None,))
+    assert tuned(alone, adamw, None) == ({}, {}) and values_of(alone, "adamw") == (None,)
+    norms = []
+    for decay in (0.0, 3.0):
+        trainer = Trainer(*plane, adamw, 64, decay)
+        trainer.run(0.1, seed=1)
+        norms.append(np.linalg.norm(trainer._model.get_weights()[0]))
+    assert norms[1] < 0.9 * norms[0]
+
+
+@pytest.mark.parametrize(("name", "rate"), [("nesterov", 0.05), ("muon", 0.5)])
+def test_every_baseline_learns(plane, name, rate):
+    found = Trainer(*plane, Contender(name, "base", 4), 64).run(rate, seed=1)
+    assert found["validation"] < 0.5 * found["history"][0]["validation"]
 
 
 def test_a_form_keeps_what_it_says_of_the_regularizer_itself():
@@ -287,9 +337,6 @@ def test_scores_of_single_rows_are_those_of_the_test_split(plane):
 def test_decay_belongs_to_the_step_where_the_optimizer_has_an_argument(
     kind, of_model, of_optimizer
 ):
-    from gsnr_tf.compare.contenders import Contender
-    from gsnr_tf.compare.training import tuned
-
     task = types.SimpleNamespace(regularizer="l2", l2_pattern="table")
     contender = Contender("adam", kind, 8)
     assert tuned(task, contender, 0.5) == (of_model, of_optimizer)

@@ -30,13 +30,18 @@ def started(name, rate, l2, seed, data, monkeypatch):
     def fit(self, batches, **arguments):
         seen["weights"] = [w.numpy() for w in self.trainable_variables]
         seen["batches"] = [(x["user"].numpy(), y.numpy()) for x, y in batches]
+        table = self.get_layer("user_embedding")
+        in_loss = 2 * table.embeddings_regularizer.l2 if table.embeddings_regularizer else 0.0
+        decay = getattr(self.optimizer, "l2", None)
+        seen["l2"] = {"optimizer": decay["(user|movie)_embedding"]} if decay else {"loss": in_loss}
 
     monkeypatch.setattr(keras.Model, "fit", fit)
     args = SimpleNamespace(
         epochs=2, batch_size=16_000, micro_batch=4_000, accumulation_steps=4, seeds=2,
-        estimator="paper", gamma=0.1, ceiling=1.0, second_moment="adapted",
+        estimator="robust", granularity="row", l2_form="outside", gamma=0.1, ceiling=1.0,
     )  # fmt: skip
     movielens_dlrm.train(name, rate, l2, seed, data, args)
+    assert seen["l2"] == {("optimizer" if name == "gsnr-adam" else "loss"): l2}
     assert len(seen["batches"]) == 2 * 20
     return [*seen["weights"], *(part for batch in seen["batches"] for part in batch)]
 

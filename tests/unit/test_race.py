@@ -97,6 +97,29 @@ def test_values_grow_upwards_but_not_beyond_nothing_or_the_limit():
     assert race.grown(Plan(1, kept), kept, [Setting(0.01, 0.1)]).values == (0.05, 0.1, 0.2)
 
 
+def test_the_best_few_of_base_run_on_all_seeds():
+    """And of the others only the one that was chosen."""
+    plan = Plan(2, GRID, base=0)
+    end, known, _ = drive(plan, bowl(0.01))
+    everywhere = [
+        {run.setting for run in known if run.whole and (run.contender, run.seed) == (c, plan.seeds)}
+        for c in (0, 1)
+    ]
+    assert everywhere[0] == {end.chosen[0], *end.beside} and len(everywhere[0]) == race.FEW
+    assert everywhere[1] == {end.chosen[1]} and end.chosen[0] not in end.beside
+    without, fewer, _ = drive(Plan(2, GRID), bowl(0.01))
+    assert without.beside == [] and len(known) - len(fewer) == (race.FEW - 1) * 4
+    assert without.chosen == end.chosen
+
+
+def test_a_grid_may_be_told_not_to_grow():
+    plan = Plan(1, GRID, growths=0)
+    end, _, _ = drive(plan, bowl(0.3))
+    assert end.stage == "done" and end.grid == GRID
+    assert end.chosen[0].learning_rate == GRID.rates[-1]
+    assert race.on_the_edge(plan, end, 0) == ["learning rate"]
+
+
 def test_growing_ends_and_is_told():
     plan = Plan(1, GRID)
     end, _, _ = drive(plan, lambda run: -run.setting.learning_rate)
