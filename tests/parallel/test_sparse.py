@@ -71,8 +71,9 @@ def assert_alike(found, expected, rounding=2e-5):
             np.testing.assert_allclose(one, other, rtol=rounding, atol=rounding * scale)
 
 
-@pytest.mark.parametrize("sharding", ["slices", "none"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("optimizer", "sharding"), [*((name, "slices") for name in OPTIMIZERS), ("adam", "none")]
+)
 def test_two_ranks_are_one_process_that_has_their_batches(on_ranks, optimizer, sharding):
     name, arguments = OPTIMIZERS[optimizer]
     first, other = on_ranks(2, fit, name, {**arguments, "sharding": sharding})
@@ -83,7 +84,7 @@ def test_two_ranks_are_one_process_that_has_their_batches(on_ranks, optimizer, s
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
-def test_accumulation_on_four_ranks(on_ranks, hosts, monkeypatch):
+def test_accumulation_on_four_ranks(on_ranks, hosts):
     arguments = {"gradient_accumulation_steps": 2, "estimator": "robust"}
     found = on_ranks(4, fit, "GSNRAdam", arguments, hosts=hosts)
     expected = alone(4, "GSNRAdam", arguments)
@@ -100,7 +101,9 @@ def test_a_model_of_tables_alone(on_ranks):
     assert_alike(first, alone(2, "GSNRSGD", arguments, "float32", False))
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def test_half_precision(on_ranks, policy):
     arguments = {"estimator": "robust", "communication_dtype": policy.split("_")[-1]}
     first, other = on_ranks(2, fit, "GSNRAdam", arguments, policy)
