@@ -40,6 +40,12 @@ def add_arguments(parser):
             _add_embedding,
             _embedding,
         ),
+        (
+            "ranks",
+            "the statistics of many ranks, to compile and to run, on one",
+            _add_ranks,
+            _ranks,
+        ),
         ("monitor", "a train step with GSNRMonitor and without it", _add_monitor, _monitor),
         (
             "soak",
@@ -193,6 +199,19 @@ def _embedding(args):
                 code = launch.on_ranks(ranks, "gsnr_tf.benchmarks.embedding", given)
                 if code:
                     return code
+    return 0
+
+
+def _add_ranks(add):
+    add("--simulate", type=int, nargs="+", default=[8, 64, 512, 1024], help="numbers of ranks")
+    add("--elements", type=elements, default="64k", help="of the shard that a rank owns")
+
+
+def _ranks(args):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from gsnr_tf.benchmarks import ranks
+
+    ranks.main(args.simulate, args.elements)
     return 0
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from gsnr_tf.sharding import telemetry
 from gsnr_tf.sharding.arithmetic import Arithmetic, Statistics
-from gsnr_tf.stats import Moments, gsnr_of_share, merged
+from gsnr_tf.stats import gsnr_of_share, merged
 
 
 class UpdateKernels:
@@ -62,7 +62,7 @@ class UpdateKernels:
             weights: `[groups]`.
             number: How many samples there were.
         """
-        whole = _merged(means, m2s, weights, self._shard.bucket.dtype)
+        whole = merged(tf.cast(means, self._shard.bucket.dtype), m2s, weights)
         return self._weigh(whole.mean, whole.m2 / whole.weight, number)
 
     def _weigh(self, mean, variance, number):
@@ -178,17 +178,6 @@ def _values(slots):
     return {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
 
 
-def _merged(means, m2s, weights, dtype):
-    """`Moments` of all groups, from rows."""
-
-    def rows(tensor):
-        if tensor is None:
-            return [None] * means.shape[0]
-        return tf.unstack(tf.cast(tensor, dtype))
-
-    return merged(list(map(Moments, tf.unstack(weights), rows(means), rows(m2s))))
-
-
 @_fused
 def merge_workers(means, m2s, weights, dtype, with_m2):
     """Mean and m2 of the samples of several ranks, which then count as a group.
@@ -198,7 +187,7 @@ def merge_workers(means, m2s, weights, dtype, with_m2):
         dtype: Of statistics; the mean goes on in that of `means`.
         with_m2: Whether to give m2 as well.
     """
-    whole = _merged(means, m2s, weights, dtype)
+    whole = merged(tf.cast(means, dtype), m2s, weights)
     return tf.cast(whole.mean, means.dtype), whole.m2 if with_m2 else None
 
 

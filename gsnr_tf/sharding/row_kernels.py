@@ -183,12 +183,9 @@ class RowKernels:
 
     # ---- telemetry ---------------------------------------------------------------------
 
-    def sampled_sums(self, statistics, theta, slots, scales, rate, t, number):
-        """`telemetry.sampled_sums` of a step that the rule has yet to make.
-
-        Args:
-            As for `toward`.
-        """
+    def sampled_sums(self, theta, statistics, slots, scales, rate, t, number):
+        """`telemetry.sampled_sums` of a step that the rule has yet to make, of the first of
+        the rows; arguments as of `toward`."""
         sample = telemetry.RowSample(self._tables, statistics.keys, self._variables)
         rows = sample.rows
         mean, variance = sample.first(statistics.mean), sample.first(statistics.variance)

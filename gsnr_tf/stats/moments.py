@@ -46,22 +46,23 @@ class Moments(NamedTuple):
         return about if self.m2 is None else self.m2 + about
 
 
-def merged(groups):
+def merged(means, m2s, weights):
     """The `Moments` of all samples of some groups of them.
 
+    One reduction over the groups: a term for each of them would take XLA 8 s to compile for
+    512 groups, and runs no faster for 2.
+
     Args:
-        groups: List of `Moments`, one for each group. An m2 of `None` is 0: the
-            group is a single sample.
+        means: Tensor `[groups, n]`.
+        m2s: The same of Σ w(g − mean)² within each group, or `None` for 0.
+        weights: Tensor `[groups]`.
     """
-    number = len(groups)
-    total = tf.add_n([group.weight for group in groups])
+    number = means.shape[0]
+    total = tf.reduce_sum(weights)
     # Exactly 1 where all weigh the same, whatever they weigh.
-    shares = [group.weight * number / total for group in groups]
-    mean = tf.add_n([s * group.mean for s, group in zip(shares, groups)]) / number
-    m2s = [
-        tf.square(group.mean - mean) * s
-        if group.m2 is None
-        else tf.square(group.mean - mean) * s + group.m2 * (number / total)
-        for s, group in zip(shares, groups)
-    ]
-    return Moments(total, mean, tf.add_n(m2s) * (total / number))
+    shares = (weights * number / total)[:, None]
+    mean = tf.reduce_sum(shares * means, axis=0) / number
+    squares = shares * tf.square(means - mean)
+    if m2s is not None:
+        squares += m2s * (number / total)
+    return Moments(total, mean, tf.reduce_sum(squares, axis=0) * (total / number))

@@ -296,3 +296,35 @@ def test_xla_has_dense_tables():
     model.fit(np.arange(8).reshape(4, 2) % 7, np.ones([4, 1]), 1, verbose=0)
     assert optimizer._layout.is_table == [False] * 3
     assert int(optimizer.iterations) == 2
+
+
+def test_what_is_recorded_is_that_of_a_dense_table_of_which_all_rows_are_touched():
+    rng = np.random.default_rng(0)
+    found = {}
+    for sparse in ("lazy", "dense"):
+        table = keras.Variable(np.ones((40, 3), "float32"), name="embeddings")
+        optimizer = gsnr_tf.GSNRLamb(0.1, gradient_accumulation_steps=2, sparse=sparse)
+        optimizer.watch(1)
+        optimizer.build([table])
+        rng = np.random.default_rng(0)
+        for _ in range(4):
+            rows = tf.constant(rng.normal(1, 1, (40, 3)), "float32")
+            slices = tf.IndexedSlices(rows, tf.constant(rng.permutation(40)))
+            optimizer.apply_gradients([(slices, table)])
+        record = optimizer.watched()
+        assert record.update == 2 and record.samples == 2
+        found[sparse] = record.summary
+    for one, other in zip(found["lazy"], found["dense"]):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_recorded_where_no_row_is_touched():
+    table = keras.Variable(np.ones((40, 3), "float32"), name="embeddings")
+    optimizer = gsnr_tf.GSNRAdam(0.1, gradient_accumulation_steps=2, sparse="lazy")
+    optimizer.watch(1)
+    optimizer.build([table])
+    for _ in range(2):
+        empty = tf.IndexedSlices(tf.zeros([0, 3]), tf.zeros([0], tf.int64))
+        optimizer.apply_gradients([(empty, table)])
+    assert all(np.isfinite(part).all() for part in optimizer.watched().summary)
+    np.testing.assert_array_equal(table, np.ones((40, 3)))

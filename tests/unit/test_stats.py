@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from gsnr_tf import stats
 from gsnr_tf.stats import Moments, gsnr, gsnr_of_share, multiplier, signal_share
 from tests import reference
 
@@ -202,3 +203,30 @@ def test_multiplier_equals_the_reference(estimator, samples):
         expected = reference.robust_multiplier(exact_mean, variance, k, 0.1, 10.0)
     if known.all():
         np.testing.assert_allclose(r, expected, rtol=2e-3)
+
+
+def table_of(groups):
+    """Means, m2s and weights of groups of samples, as ranks send them."""
+    parts = [moments_of(group) for group in groups]
+    return [tf.stack([getattr(part, name) for part in parts]) for name in ("mean", "m2", "weight")]
+
+
+@pytest.mark.parametrize("ratio", [1, 1000])
+@pytest.mark.parametrize("groups", [2, 256, 1024])
+def test_many_groups(groups, ratio):
+    """Also where the mean is a thousand times the deviation."""
+    rng = np.random.default_rng(0)
+    samples = (ratio + rng.normal(size=(2 * groups, 50))).astype("float32")
+    mean, variance = reference.statistics(samples)
+    found = stats.merged(*table_of(np.split(samples, groups)))
+    np.testing.assert_allclose(found.mean, mean, rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(found.m2 / found.weight, variance, rtol=1e-3)
+
+
+def test_what_is_compiled_does_not_grow_with_the_groups():
+    def operations(groups):
+        spec = tf.TensorSpec([groups, 50]), tf.TensorSpec([groups, 50]), tf.TensorSpec([groups])
+        graph = tf.function(stats.merged).get_concrete_function(*spec).graph
+        return len(graph.get_operations())
+
+    assert operations(1024) == operations(2)
