@@ -189,16 +189,17 @@ class Sharded:
         m2_travels = [self._plan.keeps_m2, self._plan.compares_workers]
         for index, rank in sorted(enumerate(exchange.owner_ranks), key=lambda x: x[1]):
             own = sum(bucket.owned(index) for bucket in self._buckets)
-            own += sum(
-                tables.owned(index, self.communicator.workers) * tables.width
-                for tables in self.tables
-            )
+            rows = [(t.owned(index, self.communicator.workers), t.width) for t in self.tables]
+            own += sum(number * width for number, width in rows)
             state = own * len(self.slots.names) * self._layout.dtype.size
             sent = sum(bucket.sent(index, m2_travels) for bucket in self._buckets)
             lines.append(
                 f"rank {rank}: owns {own:,} elements, {state:,} bytes of state, "
                 f"sends {sent:,} bytes an update"
             )
+            if rows:
+                tables = sum(number for number, _ in rows)
+                lines[-1] += f" and rows as they are touched; owns {tables:,} rows of tables"
         return "\n".join(lines)
 
 

@@ -7,6 +7,8 @@ import tensorflow as tf
 
 import gsnr_tf
 from gsnr_tf.sharding import replicated, row_kernels
+from gsnr_tf.sharding.row_exchange import pack, unpack
+from gsnr_tf.sharding.tables import Tables
 from gsnr_tf.stats.sparse import merged_sparse
 from tests.problems import OPTIMIZERS, ROWS, VARIANTS, assert_close, values, variant
 
@@ -328,3 +330,41 @@ def test_what_is_recorded_where_no_row_is_touched():
         optimizer.apply_gradients([(empty, table)])
     assert all(np.isfinite(part).all() for part in optimizer.watched().summary)
     np.testing.assert_array_equal(table, np.ones((40, 3)))
+
+
+@pytest.mark.parametrize("rows", [40, 3_000_000_000])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_ids_of_any_size_travel_with_rows_of_any_dtype(rows, dtype):
+    """Above 2^31 as well, and also in two bytes."""
+    shapes = [(rows, 2), (rows, 2)]
+    tables = Tables([0, 1], shapes, tf.float32, tf.float32, by_row=False)
+    ids = np.array([0, rows // 2, rows - 1])
+    values = np.arange(6, dtype="float32").reshape(3, 2)
+    slices = tf.IndexedSlices(tf.constant(values), tf.constant(ids, tf.int64))
+    found = tables.pack([slices, slices])
+    np.testing.assert_array_equal(found.keys, np.concatenate([ids, ids + rows]))
+    sent = found._replace(values=tf.cast(found.values, dtype))
+    came = unpack(pack(sent), tables)
+    np.testing.assert_array_equal(came.keys, found.keys)
+    np.testing.assert_array_equal(came.values, sent.values)
+    for position, (_, own) in enumerate(tables.split(came.keys)):
+        np.testing.assert_array_equal(own, ids)
+        part = tables.of_table(position, came.values, tables.split(came.keys))
+        np.testing.assert_array_equal(tf.cast(part.values, tf.float32), values)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 7])
+def test_every_row_has_one_owner(shards):
+    tables = Tables([0, 1, 2], [(5, 2), (1, 2), (11, 2)], tf.float32, tf.float32, by_row=False)
+    assert sum(tables.owned(shard, shards) for shard in range(shards)) == tables.rows == 17
+    for position, (rows, _) in enumerate(tables.shapes):
+        found = np.concatenate(
+            [np.arange(rows)[tables.own_rows(position, s, shards)] for s in range(shards)]
+        )
+        np.testing.assert_array_equal(np.sort(found), np.arange(rows))
+        for shard in range(shards):
+            keys = tables.offsets[position] + np.arange(rows)
+            own = keys[keys % shards == shard]
+            first, last = tables.own_range(position, shard, shards)
+            np.testing.assert_array_equal(own // shards, np.arange(first, last))
+            np.testing.assert_array_equal(keys[tables.own_rows(position, shard, shards)], own)
