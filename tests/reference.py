@@ -219,7 +219,9 @@ class Adam(Reference):
         # Kept as p̂, from which p is p̂·(1 − β₃ᵗ).
         p = self.beta_3 * slots["multiplier"] * (1 - self.beta_3 ** (t - 1))
         p = p + (1 - self.beta_3) * r
-        slots["multiplier"] = p_hat = p / (1 - self.beta_3**t)
+        # What has none yet, such as a row of a table that is touched late, begins with r.
+        first = slots["multiplier"] == 0
+        slots["multiplier"] = p_hat = np.where(first, r, p / (1 - self.beta_3**t))
         self.adapted = adapted = p_hat * g + self.l2 * theta
         by_default = self.robust and self.second_moment is None
         raw = by_default or self.second_moment == "raw"

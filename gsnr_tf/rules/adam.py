@@ -62,7 +62,10 @@ class AdamMoments(Rule):
         # The slot holds p̂ itself: p ← β₃p + (1−β₃)r and p̂ = p/(1−β₃ᵗ) in one line,
         # which leaves a multiplier of exactly 1 at exactly 1.
         p, beta_3 = slots["multiplier"], like(t, self.beta_3)
-        p += (1 - beta_3) / (1 - tf.pow(beta_3, t)) * (multiplier - p)
+        weight = (1 - beta_3) / (1 - tf.pow(beta_3, t))
+        # A multiplier is above 0, so this is a row's first. Late rows would begin with a
+        # tenth of it, and take a while to be seen for what they are.
+        p += tf.where(tf.equal(p, 0), tf.ones_like(p), weight) * (multiplier - p)
         return {"multiplier": p}
 
     def _weights_of_new(self, t):
