@@ -7,7 +7,8 @@ same settings with the same seeds:
    updates the worse half of each contender's settings stops.
 2. Where a contender's best lies at an end, the grid grows there, for all.
 3. The best few of each contender run on more seeds.
-4. The best one of each runs on all seeds, and so do the best few of base.
+4. The best one of each runs on all seeds. So do the best few of base, which then chooses
+   by all seeds.
 
 Everything is a function of what is known, so that a study which was stopped goes on as if
 it had not been. Losses are of the validation split: less is better, `inf` is a run that
@@ -167,8 +168,13 @@ def state(plan, known):
     unstable = min({unstable, later} - {None}, default=None)
     beside = [] if plan.base is None else ranked[plan.base][1:FEW]
     pairs = [*enumerate(chosen), *((plan.base, setting) for setting in beside)]
-    runs = lacking(pairs, plan.all_seeds)
-    return State("all" if runs else "done", runs, grid, unstable, chosen, beside)
+    if runs := lacking(pairs, plan.all_seeds):
+        return State("all", runs, grid, unstable, chosen, beside)
+    if plan.base is not None:
+        # All its best few have now run on all seeds, so that it chooses by all.
+        own = [pair for pair in pairs if pair[0] == plan.base]
+        chosen[plan.base], *beside = _ranked(plan, own, known, plan.base, None, plan.all_seeds)
+    return State("done", [], grid, unstable, chosen, beside)
 
 
 def _better_halves(plan, grid, known, contenders, unstable=None):

@@ -112,6 +112,20 @@ def test_the_best_few_of_base_run_on_all_seeds():
     assert without.chosen == end.chosen
 
 
+def test_base_chooses_by_all_seeds():
+    """What was best on the first four seeds by chance is not what it is judged by."""
+    plan = Plan(2, GRID, base=0)
+
+    def lucky_at_first(run):
+        luck = -0.8 if run.setting == Setting(0.02, 0.001) and run.seed <= race.FEW_SEEDS else 0.0
+        return bowl(0.01)(run) + luck
+
+    end, _, stages = drive(plan, lucky_at_first)
+    assert end.chosen == [Setting(0.01, 0.001), Setting(0.02, 0.001)]
+    assert Setting(0.02, 0.001) in end.beside and Setting(0.01, 0.001) not in end.beside
+    assert {r.setting for r in stages[-1][1] if r.contender == 0} == {end.chosen[0], *end.beside}
+
+
 def test_a_grid_may_be_told_not_to_grow():
     plan = Plan(1, GRID, growths=0)
     end, _, _ = drive(plan, bowl(0.3))
