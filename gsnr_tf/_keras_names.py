@@ -22,6 +22,10 @@ _PACKAGE = "gsnr_tf"
 HOMES = {
     "DistributedOptimizer": "gsnr_tf.optimizers",
     **{row.optimizer: "gsnr_tf.optimizers" for row in registry.ROWS},
+    **{
+        f"DeepSpeed{name}": "gsnr_tf.engine.deepspeed.optimizers"
+        for name in ("Adagrad", "Adam", "Lamb", "Lion", "SGD")
+    },
     "LossScaleOptimizer": "gsnr_tf.optimizers",
     "LRRangeTest": "gsnr_tf.schedules",
     "OneCycle": "gsnr_tf.schedules",

@@ -13,7 +13,7 @@ from gsnr_tf.callbacks.skipped import StatisticsGuard
 from gsnr_tf.callbacks.statistics import average_statistics
 from gsnr_tf.engine import config_consensus
 from gsnr_tf.engine.batch_state import BatchState
-from gsnr_tf.engine.build import build_optimizer
+from gsnr_tf.engine.build import build_optimizer, check_given
 from gsnr_tf.engine.data import (
     Examples,
     makes_its_own_batches,
@@ -21,9 +21,11 @@ from gsnr_tf.engine.data import (
     split_micro_batches,
     split_off,
 )
+from gsnr_tf.engine.notices import tell_decisions
 from gsnr_tf.engine.precision import set_precision
 from gsnr_tf.engine.preemption import Preemption
 from gsnr_tf.engine.reporting import Reporter, UpdateCallback
+from gsnr_tf.engine.signatures import signature_of
 from gsnr_tf.engine.tune_trial import TuneTrial
 from gsnr_tf.optimizers.inner import inner_optimizer
 from gsnr_tf.resilience import checkpoint
@@ -36,6 +38,11 @@ def initialize(
     metrics=None,
     training_data=None,
     preemption_dir=None,
+    *,
+    optimizer=None,
+    lr_scheduler=None,
+    auto=None,
+    strict=False,
     **compile_arguments,
 ):
     """Makes a model ready to train as a configuration says; returns an `Engine`.
@@ -55,6 +62,13 @@ def initialize(
             ranks maybe one more, all state is saved there, and all ranks exit with
             `gsnr_tf.resilience.preemption.EXIT_CODE`. And if the folder has a
             checkpoint, the job begins with the newest: `global_steps` says where it is.
+        optimizer: A `keras.optimizers.Optimizer` that is not built, in place of the
+            configuration's, as in DeepSpeed.
+        lr_scheduler: A `keras.optimizers.schedules.LearningRateSchedule`, in place of the
+            configuration's. It is asked by updates.
+        auto: Dict of values for keys that are "auto" or missing, by their names, such as
+            `{"train_micro_batch_size_per_gpu": 8, "lr": 3e-4}`.
+        strict: Whether keys of DeepSpeed's that have no effect here are errors.
         compile_arguments: Further arguments of `Model.compile`.
 
     Raises:
@@ -78,8 +92,19 @@ def initialize(
         )
     communicator = comm.choose("auto", tf.distribute.get_strategy())
     trial = TuneTrial.of_environment()
-    config = config_consensus.read(config, communicator, trial and trial.changes)
+    if optimizer is not None:
+        check_given(optimizer)
+    config = config_consensus.read(
+        config,
+        communicator,
+        changes=trial and trial.changes,
+        auto=_auto(auto, model),
+        rule=optimizer and signature_of(type(optimizer)),
+        strict=strict,
+    )
     batch = config.batch(communicator.workers)
+    if comm.rank() == 0:
+        tell_decisions(config)
     for enabled, policy in (
         (config.fp16.enabled, "mixed_float16"),
         (config.bf16.enabled, "mixed_bfloat16"),
@@ -89,13 +114,24 @@ def initialize(
     # XLA has no kernels for Horovod's collectives, and no clock.
     xla = batch.ranks == 1 and not config.wall_clock_breakdown
     model.compile(
-        optimizer=build_optimizer(config, batch),
+        optimizer=build_optimizer(config, batch, optimizer, lr_scheduler),
         loss=loss,
         metrics=metrics,
         auto_scale_loss=False,
         **{"jit_compile": "auto" if xla else False, **compile_arguments},
     )
     return Engine(model, config, batch, communicator, training_data, trial, preemption_dir)
+
+
+def _auto(auto, model):
+    """`auto`, and whether the model has layers of mixed precision already."""
+    policies = {layer.dtype_policy.name for layer in model._flatten_layers()}
+    found = {
+        f"{key}.enabled": True
+        for key, policy in (("fp16", "mixed_float16"), ("bf16", "mixed_bfloat16"))
+        if policy in policies
+    }
+    return {**found, **(auto or {})}
 
 
 class Engine:
