@@ -33,7 +33,7 @@ def run(args):
 
 def _print(advice):
     critical = advice.critical
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(
         f"Critical batch: {critical.value:,.0f} examples ({critical.low:,.0f} to "
         f"{critical.high:,.0f} with 90 %, from {critical.records} records).\n"
