@@ -12,6 +12,10 @@ from gsnr_tf.engine.deepspeed.translate import translate
 from gsnr_tf.engine.errors import ConfigError, nearest, on_one_screen, printable, shown
 from gsnr_tf.engine.tune_trial import merged
 
+# Of a file that is not plain JSON; those of people have some dozens.
+_MOST_BRACKETS = 500
+_MOST_BITS = 128
+
 
 def read(
     source, *, changes=None, make=True, auto=None, rule=None, strict=False, ranks=None, needed=True
@@ -45,17 +49,18 @@ def read(
         raw, before = source.model_dump(exclude_unset=True), source.decisions
         rule = rule or source._given_rule
     elif isinstance(source, (str, os.PathLike)):
-        name, raw = printable(str(source)), parsed(source)
+        name, raw = named(source), parsed(source)
     if not isinstance(raw, dict):
         raise ConfigError(f"{name} must be a JSON object or a dict. Received: {shown(raw)}")
     context = {"make": make, "rule": rule}
     try:
         raw = merged(raw, changes or {})
+        raw, unreadable = _readable(raw)
         told = translate(raw, auto, rule=rule, strict=strict, needed=needed)
         config, found = _validated(told.values, context)
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply.") from None
-    problems = [*told.problems, *found]
+    problems = [*unreadable, *told.problems, *found]
     if ranks is not None:
         try:
             config.batch(ranks)
@@ -69,6 +74,32 @@ def read(
     return config
 
 
+def _readable(values, prefix=""):
+    """A copy without what no key can mean and no message can write: integers of hundreds of
+    digits, text that is not Unicode, keys that are no text. And what to say of it."""
+    kept, problems = {}, []
+    for key, value in values.items():
+        path = f"{prefix}{printable(key) if isinstance(key, str) else shown(key)}"
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if not isinstance(key, str) or not _is_unicode(key):
+            problems.append((path, "keys must be text, of Unicode."))
+        elif isinstance(value, dict):
+            kept[key], found = _readable(value, f"{path}.")
+            problems += found
+        elif any(isinstance(v, int) and v.bit_length() > _MOST_BITS for v in parts):
+            problems.append((path, f"is too large a number. Received: {shown(value)}"))
+        elif any(isinstance(v, str) and not _is_unicode(v) for v in parts):
+            problems.append((path, f"is not Unicode. Received: {shown(value)}"))
+        else:
+            kept[key] = value
+    return kept, problems
+
+
+def _is_unicode(text):
+    """Whether it has no half of a pair of surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _validated(values, context):
     """`(config, problems)`: without the keys that are wrong the rest is looked at, too, so that
     all problems are found in one round."""
@@ -79,12 +110,12 @@ def _validated(values, context):
         except pydantic.ValidationError as error:
             found = error.errors()
         problems += [(".".join(map(str, one["loc"])), _text(one)) for one in found]
-        places = [one["loc"] for one in found]
-        if any(not place for place in places):
-            # Its sections contradict each other; each by itself may be used.
-            context = {**context, "together": False}
-        for place in places:
-            values = _without(values, place) if place else values
+        for place in (one["loc"] for one in found):
+            if place:
+                values = _without(values, place)
+            else:
+                # Its sections contradict each other; each by itself may be used.
+                context = {**context, "together": False}
 
 
 def _without(values, place):
@@ -98,13 +129,19 @@ def _without(values, place):
     return {key: value for key, value in values.items() if key != first}
 
 
+def named(path):
+    """A path as messages have it."""
+    name = printable(str(path))
+    return name if len(name) <= 200 else f"{name[:100]}…{name[-99:]}"
+
+
 def parsed(path):
     """What a file of JSON holds, comments and trailing commas let through.
 
     Raises:
         ConfigError: It cannot be read, or is no such file.
     """
-    name = printable(str(path))
+    name = named(path)
     try:
         # Some editors begin a file with a byte order mark.
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -135,7 +172,7 @@ def parsed(path):
         raise ConfigError(f"{name} is nested too deeply.") from None
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigError(f"{name} has a number that cannot be read: {error}.") from error
 
 
@@ -144,14 +181,15 @@ def _lenient(text, unique, error, name):
     import hjson
 
     try:
-        # hjson takes an empty file for an empty object.
-        if text.strip():
+        # hjson takes an empty file for an empty object, and hours for a deep one.
+        if text.strip() and text.count("{") + text.count("[") < _MOST_BRACKETS:
             return hjson.loads(text, object_pairs_hook=unique)
     except ConfigError:
         raise
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply.") from None
-    except ValueError:
+    except (ValueError, IndexError, OverflowError):
+        # Its own errors, and where a text ends in the middle of something.
         pass
     line = (text.splitlines() or [""])[min(error.lineno, text.count("\n") + 1) - 1]
     start = max(0, error.colno - 60)

@@ -87,7 +87,7 @@ def optimizer(name):
     known = {one.lower(): signature for one, signature in optimizers().items()}
     if name.lower() in known:
         return known[name.lower()]
-    found = installed_class(name)
+    found = _found(name)
     return signature_of(found) if found else None
 
 
@@ -101,8 +101,11 @@ def installed_class(name):
         from gsnr_tf.engine.deepspeed.optimizers import CLASSES
 
         return CLASSES[table.OPTIMIZERS[name.lower()][0]]
-    known = {known.lower(): rule for known, rule in _installed().items()}
-    return known.get(_without_prefix(name).lower())
+    return _found(_without_prefix(name))
+
+
+def _found(name):
+    return {known.lower(): rule for known, rule in _installed().items()}.get(name.lower())
 
 
 @functools.cache

@@ -97,8 +97,9 @@ def _spelled(raw, work):
         values["communication_data_type"] = _WIRE.get(wire.lower(), wire)
     for name in ("fp16", "bf16"):
         section = values.get(name)
-        if isinstance(section, dict) and str(section.get("enabled")).lower() in ("true", "false"):
-            values[name] = {**section, "enabled": str(section["enabled"]).lower() == "true"}
+        enabled = section.get("enabled") if isinstance(section, dict) else None
+        if isinstance(enabled, str) and enabled.lower() in ("true", "false"):
+            values[name] = {**section, "enabled": enabled.lower() == "true"}
     if values.get("steps_per_print") == math.inf:
         values["steps_per_print"] = None
     if values.get("optimizer") == {} or _is_empty_type(values.get("optimizer")):
