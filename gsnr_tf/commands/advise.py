@@ -24,7 +24,7 @@ def run(args):
 
     try:
         advice = advise(Run(args.folder), DEAREST if args.cost is None else args.cost)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     _print(advice)
