@@ -11,7 +11,7 @@ from gsnr_tf import comm
 from gsnr_tf.callbacks.consistency import check_consistency
 from gsnr_tf.callbacks.skipped import StatisticsGuard
 from gsnr_tf.callbacks.statistics import average_statistics
-from gsnr_tf.engine import config_consensus
+from gsnr_tf.engine import config_consensus, habits
 from gsnr_tf.engine.batch_state import BatchState
 from gsnr_tf.engine.build import build_optimizer, check_given
 from gsnr_tf.engine.data import (
@@ -33,7 +33,7 @@ from gsnr_tf.resilience import checkpoint
 
 def initialize(
     model,
-    config,
+    config=None,
     loss=None,
     metrics=None,
     training_data=None,
@@ -43,6 +43,9 @@ def initialize(
     lr_scheduler=None,
     auto=None,
     strict=False,
+    args=None,
+    config_params=None,
+    model_parameters=None,
     **compile_arguments,
 ):
     """Makes a model ready to train as a configuration says; returns an `Engine`.
@@ -69,6 +72,8 @@ def initialize(
         auto: Dict of values for keys that are "auto" or missing, by their names, such as
             `{"train_micro_batch_size_per_gpu": 8, "lr": 3e-4}`.
         strict: Whether keys of DeepSpeed's that have no effect here are errors.
+        args, config_params, model_parameters: As deepspeed.initialize has them: `config` by
+            `args.deepspeed_config` or another name, and the model's trainable variables.
         compile_arguments: Further arguments of `Model.compile`.
 
     Raises:
@@ -78,6 +83,9 @@ def initialize(
             damaged, or does not fit.
         ValueError: The model is not built, or a tf.distribute strategy is in use.
     """
+    config = habits.configuration(
+        config, args, config_params, compile_arguments, model, model_parameters
+    )
     if tf.distribute.has_strategy():
         raise ValueError(
             "The engine trains on Horovod's ranks. Received a call inside the scope of"
@@ -134,7 +142,7 @@ def _auto(auto, model):
     return {**found, **(auto or {})}
 
 
-class Engine:
+class Engine(habits.DeepSpeedHabits):
     """A job in training. Made by `gsnr_tf.initialize`.
 
     Attributes:
@@ -261,13 +269,19 @@ class Engine:
         Args:
             batch: Tuple `(x, y)` or `(x, y, sample_weight)` of this rank's examples,
                 train_micro_batch_size_per_gpu × gradient_accumulation_steps rows, which
-                are more when the batch has grown. Left out: the next of
-                `training_data`, of which each rank takes its own.
+                are more when the batch has grown. Or an iterator over such tuples, of
+                which it takes gradient_accumulation_steps micro-batches. Left out: the
+                next of `training_data`, of which each rank takes its own.
 
         Returns:
             The loss before the update, a float, the mean over micro-batches and ranks.
         """
-        parts = self._next_parts() if batch is None else split_micro_batches(batch, self._batch)
+        if batch is None:
+            parts = self._next_parts()
+        elif hasattr(batch, "__next__"):
+            parts = habits.parts_of(batch, self._batch.accumulation)
+        else:
+            parts = split_micro_batches(batch, self._batch)
         losses = []
         self._guard.keep()
         for part in parts:
@@ -435,6 +449,12 @@ class Engine:
     def gradient_accumulation_steps(self):
         """Micro-batches of the next update on one rank."""
         return self._batch.accumulation
+
+    def micro_batches_of_an_epoch(self):
+        """Micro-batches of `training_data` on one rank, at the first batch."""
+        if self._data is None:
+            raise ValueError(_NO_DATA)
+        return self._data.updates * self._updates.first.accumulation
 
     def get_lr(self):
         """List with the learning rate of the next update."""
