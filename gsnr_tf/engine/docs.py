@@ -102,7 +102,11 @@ _CLASSES = {
 
 def _deepspeed():
     """The table of DeepSpeed's keys, a page."""
-    rows = [(Kind.OTHER_ROUNDING, "`zero_optimization.stage: 3`", table.STAGE_3)]
+    rows = [
+        (Kind.OTHER_ROUNDING, "`zero_optimization.stage: 3` of the GSNR family", table.STAGE_3),
+        (Kind.OTHER_ROUNDING, "`zero_optimization.stage: 3` of others", table.STAGE_3_WHOLE),
+        (Kind.NO_EFFECT, "`zero_optimization.stage: 1, 2` of others", table.STATE_KEPT_WHOLE),
+    ]
     rows += [(row.kind, f"`{key}`", row.why) for key, row in table.KEYS.items()]
     rows += [
         (Kind.OTHER_ROUNDING, f"`optimizer.type`: {name}", how)

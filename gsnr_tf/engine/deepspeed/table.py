@@ -275,10 +275,16 @@ KEYS = {
     ),
 }
 
-# What stage 3 comes to, besides the heading.
+# What stage 3 comes to, with the GSNR family and with other optimizers.
 STAGE_3 = (
     "optimizer state and gradients are divided between ranks as by stage 2, parameters are"
     " whole on each: 4 bytes of memory a parameter and rank"
+)
+STAGE_3_WHOLE = (
+    "parameters, gradients and optimizer state are whole on each rank: 4 bytes of memory a"
+    " parameter and rank for each of them and each slot of the optimizer. The GSNR family"
+    " divides all but the parameters, and with gsnr.gamma 1 and gsnr.ceiling 1 its rules are"
+    " plain ones"
 )
 STATE_KEPT_WHOLE = (
     "each rank keeps all optimizer state: only the GSNR family divides it, and with"

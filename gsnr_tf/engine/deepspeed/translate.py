@@ -227,10 +227,8 @@ def _zero(values, rule, work):
     section = dict(section) if isinstance(section, dict) else {}
     divides = rule is not None and rule.gsnr
     if section.get("stage") == 3 and not work.strict:
-        whole = "" if divides else f"; {table.STATE_KEPT_WHOLE}"
-        work.tell(
-            Kind.OTHER_ROUNDING.value, "zero_optimization.stage", f"3: {table.STAGE_3}{whole}"
-        )
+        how = table.STAGE_3 if divides else table.STAGE_3_WHOLE
+        work.tell(Kind.OTHER_ROUNDING.value, "zero_optimization.stage", f"3: {how}")
         section["stage"] = 2
     elif section.get("stage") == 3:
         work.refuse("zero_optimization.stage", f"3 of DeepSpeed is not supported: {table.STAGE_3}.")
