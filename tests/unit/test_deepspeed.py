@@ -532,4 +532,7 @@ def test_the_policy_of_the_model_says_what_auto_precision_is():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, dtype="mixed_float16")])
     engine = initialize(model, {**PLAIN, "fp16": {"enabled": "auto"}}, "mse")
     assert engine.config.fp16.enabled
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, dtype="mixed_float16")])
+    engine = initialize(model, {**PLAIN, "fp16": {"enabled": False}}, "mse")
+    assert not engine.config.fp16.enabled
     assert not initialize(chain(), {**PLAIN, "fp16": {"enabled": "auto"}}, "mse").loss_scale

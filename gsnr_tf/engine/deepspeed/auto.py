@@ -106,7 +106,9 @@ def _walked(values, given, work, needed, prefix):
         said = given.get(path.replace(".learning_rate", ".lr"), AUTO)
         if value != AUTO:
             found[key] = value
-            if said != AUTO and said != value and value is not None:
+            # Whether to compute in fewer bits is also said by the model, and the file holds.
+            differs = said != AUTO and said != value and not path.endswith(".enabled")
+            if differs and value is not None:
                 work.refuse(path, f"is {shown(value)}, and auto has {shown(said)}; leave one out.")
             continue
         _fill(found, key, path, said, work, needed)
