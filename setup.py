@@ -76,6 +76,8 @@ setup(
         "wrapt",
         # Tables and progress in the terminal.
         "rich>=13",
+        # Comments and trailing commas in a configuration, as DeepSpeed reads them.
+        "hjson>=3.1",
     ],
     # TensorFlow comes as two distributions with one import name. A requirement
     # on either would install it on top of the other, so it is for the user (or

@@ -23,6 +23,10 @@ HOMES = {
     "DistributedOptimizer": "gsnr_tf.optimizers",
     "Embedding": "gsnr_tf.layers",
     **{row.optimizer: "gsnr_tf.optimizers" for row in registry.ROWS},
+    **{
+        f"DeepSpeed{name}": "gsnr_tf.engine.deepspeed.optimizers"
+        for name in ("Adagrad", "Adam", "Lamb", "Lion", "SGD")
+    },
     "LossScaleOptimizer": "gsnr_tf.optimizers",
     "LRRangeTest": "gsnr_tf.schedules",
     "OneCycle": "gsnr_tf.schedules",

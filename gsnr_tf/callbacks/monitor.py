@@ -4,6 +4,7 @@ import datetime
 import math
 import numbers
 import time
+import warnings
 
 import keras
 import tensorflow as tf
@@ -11,8 +12,8 @@ import tensorflow as tf
 from gsnr_tf import comm
 from gsnr_tf._version import __version__
 from gsnr_tf.monitor.measures import Measures
-from gsnr_tf.monitor.run import Run, write_info
-from gsnr_tf.monitor.sinks import Sinks
+from gsnr_tf.monitor.run import Run, set_aside_damaged, write_info
+from gsnr_tf.monitor.sinks import FAILURES, Sinks
 from gsnr_tf.optimizers.exclusions import path_of
 from gsnr_tf.optimizers.gsnr import GSNROptimizer
 from gsnr_tf.optimizers.inner import inner_optimizer
@@ -82,6 +83,7 @@ class GSNRMonitor(keras.callbacks.Callback):
         self._timed_examples = self._seconds = 0.0
         self._warm = False
         self._recorded = self._updates = int(_number(self._optimizer.iterations))
+        self._set_aside_damaged()
         self._examples = self._examples_before(self._updates)
         self._sinks = Sinks(self.log_dir)
         if self._examples is not None:
@@ -124,6 +126,23 @@ class GSNRMonitor(keras.callbacks.Callback):
         if self._writes:
             self._close()
 
+    def _set_aside_damaged(self):
+        """Leaves a damaged record of an earlier run beside the new one."""
+        try:
+            aside = set_aside_damaged(self.log_dir)
+        except FAILURES as error:
+            warnings.warn(
+                f"The record in {self.log_dir} cannot be read: {error}. Training goes on.",
+                stacklevel=2,
+            )
+            return
+        if aside is not None:
+            warnings.warn(
+                f"The record in {self.log_dir} is damaged. It is kept as {aside.name}, and a new"
+                " one begins.",
+                stacklevel=2,
+            )
+
     # ---- examples ----------------------------------------------------------------
 
     def _examples_before(self, updates):
@@ -132,15 +151,18 @@ class GSNRMonitor(keras.callbacks.Callback):
             return 0.0
         try:
             run = Run(self.log_dir)
-        except FileNotFoundError:
+        except (OSError, ValueError):
             return None
         steps, counts = run.series("progress/updates")
         before = counts <= updates
         if not before.any():
             return None
-        _, batches = run.series("batch/examples")
-        more = updates - counts[before][-1]
-        return float(steps[before][-1] + more * batches[before][-1])
+        last = steps[before][-1]
+        examples, batches = run.series("batch/examples")
+        known = batches[examples <= last]
+        if not len(known):
+            return None
+        return float(last + (updates - counts[before][-1]) * known[-1])
 
     def _count(self):
         """Adds the examples of the last call."""
@@ -226,8 +248,7 @@ class GSNRMonitor(keras.callbacks.Callback):
         """Writes what is run, and begins its measures."""
         optimizer = self._optimizer
         variables = optimizer.trained_variables
-        write_info(
-            self.log_dir,
+        self._write_info(
             {
                 "model": self.model.name,
                 "optimizer": type(optimizer).__name__,
@@ -246,6 +267,15 @@ class GSNRMonitor(keras.callbacks.Callback):
         sizes = [math.prod(v.shape) for v in variables]
         paths = [path_of(v) for v in variables]
         return Measures(paths, sizes, optimizer.gamma, optimizer.ceiling)
+
+    def _write_info(self, info):
+        try:
+            write_info(self.log_dir, info)
+        except FAILURES as error:
+            warnings.warn(
+                f"What is run is not written to {self.log_dir}: {error}. Training goes on.",
+                stacklevel=2,
+            )
 
     def _close(self):
         if self._sinks is not None:

@@ -24,7 +24,7 @@ def run(args):
 
     try:
         advice = advise(Run(args.folder), DEAREST if args.cost is None else args.cost)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     _print(advice)
@@ -33,7 +33,7 @@ def run(args):
 
 def _print(advice):
     critical = advice.critical
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(
         f"Critical batch: {critical.value:,.0f} examples ({critical.low:,.0f} to "
         f"{critical.high:,.0f} with 90 %, from {critical.records} records).\n"

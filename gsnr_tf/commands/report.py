@@ -19,7 +19,7 @@ def run(args):
 
     try:
         path = run_report.write(args.folder, args.output)
-    except FileNotFoundError as error:
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"wrote {path}")

@@ -10,6 +10,8 @@ traceback is what comes last. Variables HOROVOD_... work as with horovodrun.
 """
 
 import argparse
+import os
+import subprocess
 import sys
 
 from gsnr_tf.launch import CannotStart, Job, hosts
@@ -17,13 +19,69 @@ from gsnr_tf.launch import CannotStart, Job, hosts
 HELP = "a script on several ranks, of one host or many"
 
 
+# Of other launchers, and what they are here.
+_OTHER_SPELLINGS = {
+    "-np": "--np",
+    "-n": "--np",
+    "--num_gpus": "--np",
+    "--num-gpus": "--np",
+    "--nproc_per_node": "--np",
+    "--nproc-per-node": "--np",
+    "--nproc": "--np",
+    "--num_proc": "--np",
+    "--num-proc": "--np",
+    "-H": "--hosts",
+    "--host": "--hosts",
+    "--include": "--hosts",
+    "--num_nodes": "--hosts",
+    "--nnodes": "--hosts",
+    "-hostfile": "--hostfile",
+    "--machinefile": "--hostfile",
+}
+
+
+class _Hint(argparse.Action):
+    """An option of another launcher: an error that names ours."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        ours = _OTHER_SPELLINGS[option_string]
+        value = "h1:4,h2:4" if ours == "--hosts" else values or "2"
+        parser.error(f"{option_string} is {ours} here: gsnr-tf run {ours} {value} train.py")
+
+
+def _ranks(text):
+    """A number of ranks, or `auto`."""
+    if text == "auto":
+        return _auto()
+    if not text.lstrip("-").isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of ranks, and not auto")
+    return int(text)
+
+
+def _auto():
+    """A rank for each GPU that may be used, or for each core."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        found = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    else:
+        try:
+            listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+            found = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+        except OSError:
+            found = []
+    return len(found) or len(os.sched_getaffinity(0))
+
+
 def add_arguments(parser):
     parser.add_argument(
         "--np",
-        type=int,
+        type=_ranks,
         metavar="N",
-        help="number of ranks (all that the hosts have room for)",
+        help="number of ranks (all that the hosts have room for); auto: one for each GPU of "
+        "this host, or for each core where it has none",
     )
+    for spelled in _OTHER_SPELLINGS:
+        parser.add_argument(spelled, action=_Hint, nargs="?", help=argparse.SUPPRESS)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--hosts", metavar="H1:4,H2:4", help="hosts, and room for how many ranks")
     where.add_argument("--hostfile", metavar="FILE", help="lines such as `node1 slots=4`")
@@ -89,6 +147,8 @@ def add_arguments(parser):
 
 def job(args):
     """The `Job` that the arguments describe."""
+    if args.script[:1] == ["--"]:
+        args.script = args.script[1:]
     if not args.script:
         raise CannotStart("Which script? Write it last: gsnr-tf run --np 2 train.py")
     named = None

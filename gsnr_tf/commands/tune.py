@@ -61,9 +61,10 @@ def _tell(result):
 
 
 def _write(source, folder, found):
+    from gsnr_tf.engine.load import parsed
     from gsnr_tf.engine.tune_trial import merged
 
-    values = merged(json.loads(source.read_text(encoding="utf-8")), found.changes)
+    values = merged(parsed(source), found.changes)
     values["autotuning"]["enabled"] = False
     path = folder / "config.json"
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

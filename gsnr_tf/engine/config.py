@@ -21,9 +21,22 @@ Natural = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+def _no_boolean(value):
+    """Keeps `true` from passing for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number. Received: {value!r}")
+    return value
+
+
 def _to_be_made(info):
     """Whether optimizer and schedule are to be made, which takes TensorFlow."""
     return (info.context or {}).get("make", True)
+
+
+def _raise(problems):
+    """Raises one ValueError, with a line for each problem."""
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 class Section(pydantic.BaseModel):
@@ -37,17 +50,19 @@ class Section(pydantic.BaseModel):
 class Optimizer(Section):
     """Which rule updates the weights.
 
-    `type` is GSNRSGD, GSNRAdam, GSNRLars or GSNRLamb, or any optimizer of
-    `keras.optimizers`, in upper or lower case. `params` are the arguments of its
-    constructor; DeepSpeed's `lr`, `betas` and `eps` are understood. Clipping,
-    accumulation and moving averages that concern the job have keys of their own.
+    `type` is GSNRSGD, GSNRAdam, GSNRNadam, GSNRLars or GSNRLamb; a name of DeepSpeed's, which
+    gives DeepSpeed's formulas and defaults; or "keras." and the name of any optimizer of
+    `keras.optimizers`, for Keras' own. Upper and lower case do not matter. `params` are the
+    arguments of its constructor; DeepSpeed's `lr`, `betas` and `eps` are understood by all.
+    Clipping and accumulation have keys of their own. Without this section
+    `initialize(optimizer=…)` gives the optimizer, or it is DeepSpeed's AdamW.
     """
 
     type: str = Field(
         description="Name of the optimizer.",
         examples=["GSNRLamb"],
         # Others that the installed Keras has are let through.
-        json_schema_extra={"anyOf": [{"enum": [*signatures.optimizers()]}, {"type": "string"}]},
+        json_schema_extra={"anyOf": [{"enum": signatures.names()}, {"type": "string"}]},
     )
     params: dict[str, Any] = Field(
         default={},
@@ -57,7 +72,7 @@ class Optimizer(Section):
 
     @pydantic.model_validator(mode="after")
     def _known(self, info):
-        arguments.check_optimizer(self.type, self.params, _to_be_made(info))
+        _raise(arguments.optimizer_problems(self.type, self.params, _to_be_made(info)))
         return self
 
 
@@ -83,7 +98,7 @@ class Scheduler(Section):
 
     @pydantic.model_validator(mode="after")
     def _known(self, info):
-        arguments.check_scheduler(self.type, self.params, _to_be_made(info))
+        _raise(arguments.scheduler_problems(self.type, self.params, _to_be_made(info)))
         return self
 
 
@@ -145,14 +160,16 @@ class ZeroOptimization(Section):
     Stages 1 and 2 are one thing here: each rank receives the gradients of its own slice
     of the parameters only (stage 2), keeps the optimizer state of that slice only
     (stage 1) and sends round the weights. The bytes are those of a plain allreduce. A
-    single rank has nothing to divide, and any stage means 0. Only the GSNR family can
-    be divided; with `gsnr.gamma` 1 and `gsnr.ceiling` 1 it is the plain optimizer.
+    single rank has nothing to divide, and any stage means 0. Stage 3 runs as stage 2, with
+    the parameters whole on each rank. Only the GSNR family is divided: with `gsnr.gamma` 1
+    and `gsnr.ceiling` 1 it is the plain optimizers. Other optimizers keep all their state on
+    each rank, which is told.
     """
 
-    stage: Literal[0, 1, 2] | None = Field(
+    stage: Annotated[Literal[0, 1, 2, 3] | None, BeforeValidator(_no_boolean)] = Field(
         default=None,
         description=(
-            "0: every rank has all state. 1 or 2: a slice of it. Not given: what "
+            "0: every rank has all state. 1 or 2: a slice of it. 3 is 2. Not given: what "
             "the optimizer does by itself."
         ),
         examples=[2],
@@ -193,11 +210,12 @@ class FlopsProfiler(Section):
 
     enabled: bool = Field(default=False, description="Whether to profile.")
     profile_step: Count = Field(
-        default=5,
+        default=1,
         description=(
             "Number of the update that is measured, from 1. The first ones hold "
-            "the tracing of the graph."
+            "the tracing of the graph: 5 measures one that does not."
         ),
+        examples=[5],
     )
     output_file: str | None = Field(
         default=None,
@@ -346,6 +364,10 @@ class Config(Section):
     `train_batch_size = train_micro_batch_size_per_gpu × gradient_accumulation_steps ×
     ranks`, exactly. Any two give the third. Give the first two, and the same file runs
     on 1, 2 and 4 processes with the same samples in every update.
+
+    A file of DeepSpeed's runs as it is: its other keys are accepted where they have no
+    effect on results, and told at the start; see [DeepSpeed's keys](deepspeed.md). "auto"
+    stands for what Hugging Face's Trainer fills in.
     """
 
     train_batch_size: Count | None = Field(
@@ -367,13 +389,14 @@ class Config(Section):
         ),
         examples=[2],
     )
-    optimizer: Optimizer
+    optimizer: Optimizer = Optimizer.model_construct(type="AdamW", params={})
     scheduler: Scheduler | None = None
     gradient_clipping: float = Field(
         default=0.0,
         ge=0,
         description=(
             "Largest 2-norm of the gradient, over all variables and all ranks. 0 does not clip."
+            " Not given: 1 with an optimizer of DeepSpeed's, as there, else 0."
         ),
         examples=[1.0],
     )
@@ -402,12 +425,30 @@ class Config(Section):
     autotuning: Autotuning = Autotuning()
     gsnr: GSNR = GSNR()
 
+    _decisions: tuple = pydantic.PrivateAttr(default=())
+    _given_rule: signatures.Signature | None = pydantic.PrivateAttr(default=None)
+
     @pydantic.model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self, info):
+        context = info.context or {}
+        self._given_rule = context.get("rule")
+        if not context.get("together", True):
+            return self
+        problems = arguments.contradictions(self)
         if self.fp16.enabled and self.bf16.enabled:
-            raise ValueError("fp16 and bf16 exclude each other: enable one of them.")
-        arguments.check_together(self)
+            problems.insert(0, "fp16 and bf16 exclude each other: enable one of them.")
+        _raise(problems)
         return self
+
+    @property
+    def decisions(self):
+        """Tuple of `deepspeed.table.Decision`: what was made of keys that are not here."""
+        return self._decisions
+
+    @property
+    def rule(self):
+        """The `Signature` of the optimizer: that of `initialize(optimizer=…)`, else the file's."""
+        return self._given_rule or signatures.optimizer(self.optimizer.type)
 
     def batch(self, ranks):
         """The `Batch` of the job on a number of ranks.

@@ -4,19 +4,16 @@ from gsnr_tf.engine import load
 from gsnr_tf.engine.errors import ConfigError
 
 
-def read(source, communicator, changes=None):
-    """The `Config` of a source, with `changes`, the same on all ranks.
-
-    See `load.read`.
+def read(source, communicator, **how):
+    """The `Config` of a source, the same on all ranks; `how` are arguments of `load.read`.
 
     Raises:
-        ConfigError: On all ranks: it cannot be used on some of them, or they differ;
-        the
+        ConfigError: On all ranks: it cannot be used on some of them, or they differ; the
             message names the first key that does.
     """
     config, problem = None, None
     try:
-        config = load.read(source, changes=changes)
+        config = load.read(source, ranks=communicator.workers, **how)
     except ConfigError as error:
         problem = str(error)
     values = None if config is None else flat(config.model_dump())

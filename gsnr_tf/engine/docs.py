@@ -7,8 +7,10 @@ import inspect
 import json
 from pathlib import Path
 
-from gsnr_tf.engine import deepspeed
 from gsnr_tf.engine.config import Config
+from gsnr_tf.engine.deepspeed import auto, table
+from gsnr_tf.engine.deepspeed.optimizers import CLASSES
+from gsnr_tf.engine.deepspeed.table import Kind
 from gsnr_tf.engine.load import section_of
 
 FOLDER = Path(__file__).with_name("docs")
@@ -21,7 +23,7 @@ def pages():
     for name, section in sections(Config):
         found[f"{name}.md"] = _section(name, section)
     found["scheduler.md"] += _schedules()
-    found["unsupported.md"] = _unsupported()
+    found["deepspeed.md"] = _deepspeed()
     return found
 
 
@@ -51,7 +53,7 @@ def _job(named):
         "optimizer": _example(named["optimizer"]),
     }
     links = [f"- [`{name}`]({name}.md): {_first(s)}" for name, s in named.items()]
-    more = "- [DeepSpeed's keys that have no counterpart](unsupported.md)"
+    more = "- [DeepSpeed's other keys](deepspeed.md)"
     return _page(
         "Keys of the job",
         Config,
@@ -82,31 +84,77 @@ def _schedules():
     )
 
 
-def _unsupported():
-    rows = [(f"`{key}`", text) for key, text in deepspeed.UNSUPPORTED.items()]
-    rows += [(f"`{key}…`", t) for key, t in deepspeed.UNSUPPORTED_PREFIXES.items()]
-    rows += [(f"`{k}: {v}`", t) for (k, v), t in deepspeed.UNSUPPORTED_VALUES.items()]
-    for where, table in (
-        ("optimizer.type", deepspeed.OPTIMIZERS),
-        ("optimizer.params", deepspeed.OPTIMIZER_PARAMS),
-        ("scheduler.params", deepspeed.SCHEDULER_PARAMS),
+_CLASSES = {
+    Kind.NO_EFFECT: (
+        "Accepted. One notice at the start of a job lists them, and `gsnr-tf config check` says"
+        " why. With `--strict` they are errors."
+    ),
+    Kind.OTHER_ROUNDING: (
+        "Accepted, and told at the start of a job: the mathematics is the same, the order or"
+        " the precision of its steps is not. With `--strict` they are errors."
+    ),
+    Kind.REFUSED: (
+        "Errors, all of a file in one message, each with the way out. A value that only"
+        " switches the key off, or repeats DeepSpeed's default, is accepted."
+    ),
+}
+
+
+def _deepspeed():
+    """The table of DeepSpeed's keys, a page."""
+    rows = [
+        (Kind.OTHER_ROUNDING, "`zero_optimization.stage: 3` of the GSNR family", table.STAGE_3),
+        (Kind.OTHER_ROUNDING, "`zero_optimization.stage: 3` of others", table.STAGE_3_WHOLE),
+        (Kind.NO_EFFECT, "`zero_optimization.stage: 1, 2` of others", table.STATE_KEPT_WHOLE),
+    ]
+    rows += [(row.kind, f"`{key}`", row.why) for key, row in table.KEYS.items()]
+    rows += [
+        (Kind.OTHER_ROUNDING, f"`optimizer.type`: {name}", how)
+        for name, (_, how) in table.OPTIMIZERS.items()
+        if how
+    ]
+    rows += [
+        (Kind.REFUSED, f"`optimizer.type`: {name}", way)
+        for name, way in table.REFUSED_OPTIMIZERS.items()
+    ]
+    for where, found in (
+        ("optimizer.params", table.OPTIMIZER_PARAMS),
+        ("optimizer.params` of the GSNR family and of `keras.", table.DEEPSPEED_PARAMS),
+        ("scheduler.params", table.SCHEDULER_PARAMS),
     ):
-        rows += [(f"`{where}`: {key}", text) for key, text in table.items()]
-    lines = [f"| {key} | {_sentence(text)} |" for key, text in rows]
-    return "\n".join(
-        [
-            "# DeepSpeed's keys that have no counterpart",
-            "",
-            _MARK,
-            "",
-            "Each of them is an error that says what this table says.",
-            "",
-            "| key | instead |",
-            "|---|---|",
-            *lines,
-            "",
-        ]
-    )
+        rows += [(row.kind, f"`{where}`: {name}", row.why) for name, row in found.items()]
+    rows.append((Kind.REFUSED, "`scheduler.params`: cycle_momentum", table.CYCLES_MOMENTUM))
+    parts = [
+        "# DeepSpeed's keys",
+        _MARK,
+        "A key of the same meaning has a page of its own: [keys of the job](job.md). Of the"
+        " others there are three classes. A key that is in neither place is unknown, an error"
+        " that names the nearest.",
+    ]
+    for kind, meaning in _CLASSES.items():
+        lines = [f"| {key} | {_sentence(text)} |" for k, key, text in rows if k is kind]
+        parts += [f"## {kind.value}", meaning, "\n".join(["| key | |", "|---|---|", *lines])]
+    lines = [f"| `{key}` | {_open(entry)} |" for key, entry in auto.OPEN.items()]
+    parts += [
+        f"## {table.AUTO}",
+        "What only the caller knows is given to `initialize(auto={name: value})`, and to"
+        " `gsnr-tf config check --auto name=value`.",
+        "\n".join(["| key | stands for |", "|---|---|", *lines]),
+        f"## {table.DEFAULT}",
+        "With an optimizer of DeepSpeed's name the rules and their defaults are DeepSpeed's,"
+        f" as is `gradient_clipping`, which is {table.GRADIENT_CLIPPING:g} where it is not"
+        " given (since June 2026; it was 0 before).",
+        *(f"### {name}\n\n```text\n{inspect.getdoc(rule)}\n```" for name, rule in CLASSES.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _open(entry):
+    if entry.value is auto.ASK:
+        return f"{_sentence(entry.text)[:-1]}: must be given."
+    if entry.value in (auto.LEAVE_OUT, None):
+        return _sentence(entry.text)
+    return f"{entry.value}, {entry.text}."
 
 
 def _page(title, section, *parts):
@@ -174,4 +222,4 @@ def _first(section):
 
 
 def _sentence(text):
-    return text[0].upper() + text[1:] + "."
+    return text[0].upper() + text[1:].removesuffix(".") + "."

@@ -11,9 +11,9 @@ from gsnr_tf import comm
 from gsnr_tf.callbacks.consistency import check_consistency
 from gsnr_tf.callbacks.skipped import StatisticsGuard
 from gsnr_tf.callbacks.statistics import average_statistics
-from gsnr_tf.engine import config_consensus
+from gsnr_tf.engine import config_consensus, habits
 from gsnr_tf.engine.batch_state import BatchState
-from gsnr_tf.engine.build import build_optimizer
+from gsnr_tf.engine.build import build_optimizer, check_given
 from gsnr_tf.engine.data import (
     Examples,
     makes_its_own_batches,
@@ -21,9 +21,11 @@ from gsnr_tf.engine.data import (
     split_micro_batches,
     split_off,
 )
+from gsnr_tf.engine.notices import tell_decisions
 from gsnr_tf.engine.precision import set_precision
 from gsnr_tf.engine.preemption import Preemption
 from gsnr_tf.engine.reporting import Reporter, UpdateCallback
+from gsnr_tf.engine.signatures import signature_of
 from gsnr_tf.engine.tune_trial import TuneTrial
 from gsnr_tf.optimizers.inner import inner_optimizer
 from gsnr_tf.resilience import checkpoint
@@ -31,11 +33,19 @@ from gsnr_tf.resilience import checkpoint
 
 def initialize(
     model,
-    config,
+    config=None,
     loss=None,
     metrics=None,
     training_data=None,
     preemption_dir=None,
+    *,
+    optimizer=None,
+    lr_scheduler=None,
+    auto=None,
+    strict=False,
+    args=None,
+    config_params=None,
+    model_parameters=None,
     **compile_arguments,
 ):
     """Makes a model ready to train as a configuration says; returns an `Engine`.
@@ -55,6 +65,15 @@ def initialize(
             ranks maybe one more, all state is saved there, and all ranks exit with
             `gsnr_tf.resilience.preemption.EXIT_CODE`. And if the folder has a
             checkpoint, the job begins with the newest: `global_steps` says where it is.
+        optimizer: A `keras.optimizers.Optimizer` that is not built, in place of the
+            configuration's, as in DeepSpeed.
+        lr_scheduler: A `keras.optimizers.schedules.LearningRateSchedule`, in place of the
+            configuration's. It is asked by updates.
+        auto: Dict of values for keys that are "auto" or missing, by their names, such as
+            `{"train_micro_batch_size_per_gpu": 8, "lr": 3e-4}`.
+        strict: Whether keys of DeepSpeed's that have no effect here are errors.
+        args, config_params, model_parameters: As deepspeed.initialize has them: `config` by
+            `args.deepspeed_config` or another name, and the model's trainable variables.
         compile_arguments: Further arguments of `Model.compile`.
 
     Raises:
@@ -64,6 +83,9 @@ def initialize(
             damaged, or does not fit.
         ValueError: The model is not built, or a tf.distribute strategy is in use.
     """
+    config = habits.configuration(
+        config, args, config_params, compile_arguments, model, model_parameters
+    )
     if tf.distribute.has_strategy():
         raise ValueError(
             "The engine trains on Horovod's ranks. Received a call inside the scope of"
@@ -78,8 +100,19 @@ def initialize(
         )
     communicator = comm.choose("auto", tf.distribute.get_strategy())
     trial = TuneTrial.of_environment()
-    config = config_consensus.read(config, communicator, trial and trial.changes)
+    if optimizer is not None:
+        check_given(optimizer)
+    config = config_consensus.read(
+        config,
+        communicator,
+        changes=trial and trial.changes,
+        auto=_auto(auto, model),
+        rule=optimizer and signature_of(type(optimizer)),
+        strict=strict,
+    )
     batch = config.batch(communicator.workers)
+    if comm.rank() == 0:
+        tell_decisions(config)
     for enabled, policy in (
         (config.fp16.enabled, "mixed_float16"),
         (config.bf16.enabled, "mixed_bfloat16"),
@@ -89,7 +122,7 @@ def initialize(
     # XLA has no kernels for Horovod's collectives, and no clock.
     xla = batch.ranks == 1 and not config.wall_clock_breakdown
     model.compile(
-        optimizer=build_optimizer(config, batch),
+        optimizer=build_optimizer(config, batch, optimizer, lr_scheduler),
         loss=loss,
         metrics=metrics,
         auto_scale_loss=False,
@@ -98,7 +131,18 @@ def initialize(
     return Engine(model, config, batch, communicator, training_data, trial, preemption_dir)
 
 
-class Engine:
+def _auto(auto, model):
+    """`auto`, and whether the model has layers of mixed precision already."""
+    policies = {layer.dtype_policy.name for layer in model._flatten_layers()}
+    found = {
+        f"{key}.enabled": True
+        for key, policy in (("fp16", "mixed_float16"), ("bf16", "mixed_bfloat16"))
+        if policy in policies
+    }
+    return {**found, **(auto or {})}
+
+
+class Engine(habits.DeepSpeedHabits):
     """A job in training. Made by `gsnr_tf.initialize`.
 
     Attributes:
@@ -225,13 +269,19 @@ class Engine:
         Args:
             batch: Tuple `(x, y)` or `(x, y, sample_weight)` of this rank's examples,
                 train_micro_batch_size_per_gpu × gradient_accumulation_steps rows, which
-                are more when the batch has grown. Left out: the next of
-                `training_data`, of which each rank takes its own.
+                are more when the batch has grown. Or an iterator over such tuples, of
+                which it takes gradient_accumulation_steps micro-batches. Left out: the
+                next of `training_data`, of which each rank takes its own.
 
         Returns:
             The loss before the update, a float, the mean over micro-batches and ranks.
         """
-        parts = self._next_parts() if batch is None else split_micro_batches(batch, self._batch)
+        if batch is None:
+            parts = self._next_parts()
+        elif hasattr(batch, "__next__"):
+            parts = habits.parts_of(batch, self._batch.accumulation)
+        else:
+            parts = split_micro_batches(batch, self._batch)
         losses = []
         self._guard.keep()
         for part in parts:
@@ -399,6 +449,12 @@ class Engine:
     def gradient_accumulation_steps(self):
         """Micro-batches of the next update on one rank."""
         return self._batch.accumulation
+
+    def micro_batches_of_an_epoch(self):
+        """Micro-batches of `training_data` on one rank, at the first batch."""
+        if self._data is None:
+            raise ValueError(_NO_DATA)
+        return self._data.updates * self._updates.first.accumulation
 
     def get_lr(self):
         """List with the learning rate of the next update."""

@@ -2,6 +2,7 @@
 
 from gsnr_tf.engine import arguments, signatures
 from gsnr_tf.engine.keywords import optimizer_keywords
+from gsnr_tf.engine.notices import grouped
 
 
 def explain(config, ranks, *, rates=True):
@@ -20,6 +21,7 @@ def explain(config, ranks, *, rates=True):
     rows = [
         *_sizes(config, batch),
         ("optimizer", _optimizer(config, rule, kwargs)),
+        *_defaults(rule, kwargs),
         *_schedule(config, batch, kwargs, rates),
         ("gradient_clipping", config.gradient_clipping or "none"),
         ("precision", _precision(config)),
@@ -29,7 +31,11 @@ def explain(config, ranks, *, rates=True):
     ]
     if rule.gsnr:
         rows.insert(3, ("samples (k)", _samples(batch, kwargs)))
-    return [*rows, *_ramp(config, batch), *_what_is_written(config)]
+    rows += [*_ramp(config, batch), *_what_is_written(config)]
+    for heading, found in grouped(config.decisions):
+        rows.append((heading, ""))
+        rows += [(f"  {one.key}", one.text) for one in found]
+    return rows
 
 
 def _sizes(config, batch):
@@ -57,6 +63,24 @@ def _optimizer(config, rule, kwargs):
     if config.scheduler:
         kwargs = {k: v for k, v in kwargs.items() if k != "learning_rate"}
     return _call(rule.name, kwargs)
+
+
+# Arguments of every optimizer of Keras: their defaults switch off what they do.
+_OF_ALL = {
+    "clipnorm", "clipvalue", "global_clipnorm", "use_ema", "ema_momentum", "name",
+    "ema_overwrite_frequency", "loss_scale_factor", "gradient_accumulation_steps",
+}  # fmt: skip
+
+
+def _defaults(rule, kwargs):
+    """What the optimizer has of its own accord."""
+    left = {
+        name: value
+        for name, value in rule.arguments.items()
+        if name not in kwargs and name not in _OF_ALL and value is not signatures.REQUIRED
+    }
+    if left:
+        yield "", "defaults: " + ", ".join(f"{k}={v!r}" for k, v in left.items())
 
 
 def _call(name, kwargs):
@@ -111,7 +135,12 @@ def _precision(config):
         return "the model's own"
     if config.fp16.loss_scale:
         return f"mixed_float16, loss × {config.fp16.loss_scale:g}"
-    return f"mixed_float16, loss × {2**config.fp16.initial_scale_power} at first"
+    fp16 = config.fp16
+    return (
+        f"mixed_float16, loss × {2**fp16.initial_scale_power} at first"
+        f" (window {fp16.loss_scale_window}, hysteresis {fp16.hysteresis}, at least"
+        f" {fp16.min_loss_scale:g})"
+    )
 
 
 def _sharing(config, rule, kwargs):

@@ -1,6 +1,6 @@
 """What the optimizer of a configuration is made with."""
 
-from gsnr_tf.engine import arguments, signatures
+from gsnr_tf.engine import arguments
 from gsnr_tf.engine.errors import ConfigError
 
 # DeepSpeed's names of the types in which gradients travel.
@@ -20,7 +20,7 @@ def optimizer_keywords(config, batch):
     Raises:
         ConfigError: A key needs an argument that the optimizer does not have.
     """
-    rule = signatures.optimizer(config.optimizer.type)
+    rule = config.rule
     kwargs = arguments.keras_arguments(config.optimizer.params)
     if batch.accumulation > 1:
         kwargs["gradient_accumulation_steps"] = batch.accumulation
@@ -29,7 +29,7 @@ def optimizer_keywords(config, batch):
     if config.fp16.enabled and config.fp16.loss_scale:
         kwargs["loss_scale_factor"] = config.fp16.loss_scale
     if config.scheduler:
-        kwargs.setdefault("learning_rate", rule.arguments["learning_rate"])
+        kwargs.setdefault("learning_rate", rule.arguments.get("learning_rate", 0.001))
     if rule.gsnr:
         kwargs.update(_gsnr_keywords(config, batch))
         if "sample" in rule.arguments:

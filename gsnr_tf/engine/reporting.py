@@ -128,8 +128,7 @@ def _sinks(config):
             from gsnr_tf.monitor import sinks
 
             folder = Path(section.output_path) / section.job_name
-            folder.mkdir(parents=True, exist_ok=True)
-            found.append(getattr(sinks, name)(folder))
+            found.append(sinks.Sinks(folder, [getattr(sinks, name)]))
     return found
 
 

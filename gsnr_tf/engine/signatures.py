@@ -1,5 +1,6 @@
 """Which optimizers and schedules there are and what they take, without loading them.
 
+A name of DeepSpeed's ("Adam") means its optimizer, the same name after "keras." Keras' own.
 signatures.json has those of the oldest Keras that gsnr_tf works with, and of this
 package. So a configuration is checked in no time, and its schema and its pages are the
 same whatever Keras is installed. What the file does not know is looked up in the
@@ -16,8 +17,11 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from gsnr_tf.engine.deepspeed import table
+
 FILE = Path(__file__).with_name("signatures.json")
 REQUIRED = inspect.Parameter.empty
+_KERAS = "keras."
 _NO_OPTIMIZERS = ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
 
 
@@ -29,23 +33,25 @@ class Signature(NamedTuple):
         arguments: Dict from the arguments of its constructor, base classes included, to
             their defaults; `REQUIRED` where there is none.
         gsnr: Bool, whether it is an optimizer of the GSNR family.
+        deepspeed: Bool, whether it is one of DeepSpeed's.
     """
 
     name: str
     arguments: dict
     gsnr: bool = False
+    deepspeed: bool = False
 
 
 @functools.cache
 def _known():
-    """Dicts of `Signature` by name: "optimizers" and "schedules"."""
+    """Dicts of `Signature` by name: "optimizers", "deepspeed" and "schedules"."""
     sections = json.loads(FILE.read_text(encoding="utf-8"))
 
-    def read(name, arguments, gsnr=False):
+    def read(name, arguments, gsnr=False, deepspeed=False):
         # JSON has no word for "none": an argument without a default is written alone.
         pairs = [(entry, REQUIRED) if isinstance(entry, str) else entry
                  for entry in arguments]  # fmt: skip
-        return Signature(name, dict(pairs), gsnr)
+        return Signature(name, dict(pairs), gsnr, deepspeed)
 
     return {
         section: {name: read(name, **entry) for name, entry in entries.items()}
@@ -63,17 +69,42 @@ def schedules():
     return _known()["schedules"]
 
 
+def names():
+    """The names that `optimizer` knows, as one writes them, a list."""
+    of_deepspeed = ["Adam", "AdamW", "Lamb", "SGD", "Lion", "Adagrad"]
+    of_deepspeed += ["OneBitAdam", "ZeroOneAdam", "OneBitLamb"]
+    others = {name: s.gsnr for name, s in optimizers().items() if name not in of_deepspeed}
+    family = [name for name, gsnr in others.items() if gsnr]
+    of_keras = [f"{_KERAS}{name}" for name, s in optimizers().items() if not s.gsnr]
+    return [*family, *of_deepspeed, *of_keras]
+
+
 def optimizer(name):
     """The `Signature` of an optimizer's name, in upper or lower case, or `None`."""
+    if name.lower() in table.OPTIMIZERS:
+        return _known()["deepspeed"][table.OPTIMIZERS[name.lower()][0]]
+    name = _without_prefix(name)
     known = {one.lower(): signature for one, signature in optimizers().items()}
     if name.lower() in known:
         return known[name.lower()]
-    found = installed_class(name)
+    found = _found(name)
     return signature_of(found) if found else None
+
+
+def _without_prefix(name):
+    return name[len(_KERAS) :] if name.lower().startswith(_KERAS) else name
 
 
 def installed_class(name):
     """The optimizer class of a name, in upper or lower case, or `None`."""
+    if name.lower() in table.OPTIMIZERS:
+        from gsnr_tf.engine.deepspeed.optimizers import CLASSES
+
+        return CLASSES[table.OPTIMIZERS[name.lower()][0]]
+    return _found(_without_prefix(name))
+
+
+def _found(name):
     return {known.lower(): rule for known, rule in _installed().items()}.get(name.lower())
 
 
@@ -101,6 +132,7 @@ def _installed():
 
 def signature_of(rule):
     """The `Signature` of a class that is loaded."""
+    from gsnr_tf.engine.deepspeed.optimizers import CLASSES
     from gsnr_tf.optimizers.gsnr import GSNROptimizer
 
     found = {}
@@ -113,7 +145,8 @@ def signature_of(rule):
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break
     found.pop("self")
-    return Signature(rule.__name__, found, issubclass(rule, GSNROptimizer))
+    name = rule.__name__
+    return Signature(name, found, issubclass(rule, GSNROptimizer), name in CLASSES)
 
 
 def _entry(signature):
@@ -123,8 +156,8 @@ def _entry(signature):
         name if default is REQUIRED else [name, None if name == "name" else default]
         for name, default in signature.arguments.items()
     ]
-    entry = {"arguments": arguments}
-    return {**entry, "gsnr": True} if signature.gsnr else entry
+    kinds = {"gsnr": signature.gsnr, "deepspeed": signature.deepspeed}
+    return {"arguments": arguments, **{kind: True for kind, is_one in kinds.items() if is_one}}
 
 
 def current(keras=False):
@@ -134,16 +167,17 @@ def current(keras=False):
         keras: Whether Keras' optimizers are to be as they are installed; otherwise they
             are as the file has them.
     """
+    from gsnr_tf.engine.deepspeed.optimizers import CLASSES
     from gsnr_tf.schedules import DEEPSPEED
 
     old = json.loads(FILE.read_text(encoding="utf-8"))["optimizers"]
     kept = {} if keras else {n: e for n, e in old.items() if not e.get("gsnr")}
     found = {name: _entry(signature_of(rule)) for name, rule in _installed().items()}
     found = {name: e for name, e in found.items() if keras or e.get("gsnr")}
-    schedules = {name: _entry(signature_of(rule)) for name, rule in DEEPSPEED.items()}
     return {
         "optimizers": dict(sorted({**kept, **found}.items())),
-        "schedules": schedules,
+        "deepspeed": {name: _entry(signature_of(rule)) for name, rule in CLASSES.items()},
+        "schedules": {name: _entry(signature_of(rule)) for name, rule in DEEPSPEED.items()},
     }
 
 

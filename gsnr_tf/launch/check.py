@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gsnr_tf.launch import probe
 from gsnr_tf.launch.hosts import CannotStart
@@ -163,7 +164,8 @@ def table(versions):
         alike = len({values[index] for values in groups}) == 1
         grid.add_column(name if alike else f"{name} (!)", overflow="fold")
     for values, hosts in groups.items():
-        grid.add_row(", ".join(hosts), *[value or "none" for value in values])
+        # Text, not markup.
+        grid.add_row(*(Text(cell or "none") for cell in (", ".join(hosts), *values)))
     text = io.StringIO()
     Console(file=text, width=80).print(grid)
     return text.getvalue()

@@ -8,6 +8,7 @@ depend.
 - A rank that is told to end gets the seconds in GSNR_TF_GRACE to do so, not 5; on other
   hosts as well, to which ssh passes no signal on (see supervise.py).
 - The rendezvous server is the one of rendezvous.py.
+- It starts without TensorFlow, which Horovod loads to ask how it was built.
 - In an elastic job, whose ranks change, the lines of each process have a label of their
   own: its rank at the start, or the next number that no other process had. A wait for
   hosts or for a rank is told and ends (HOROVOD_ELASTIC_TIMEOUT).
@@ -285,6 +286,9 @@ def main():
 
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")
+    # Horovod would load TensorFlow to ask whether it was built with Gloo, as ours always is;
+    # of another build each rank says so itself.
+    replace(launch, "gloo_built", lambda verbose=False: True)
     replace_ssh()
     replace_rendezvous()
     replace_elastic()

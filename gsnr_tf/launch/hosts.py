@@ -6,6 +6,8 @@ from pathlib import Path
 
 _NAME = re.compile(r"[\w.-]+")
 _DISCOVERY_SECONDS = 30
+# Of one host. More is a slip of the pen, for which Horovod would make a plan in memory.
+MOST_SLOTS = 1024
 
 
 class CannotStart(Exception):
@@ -13,13 +15,33 @@ class CannotStart(Exception):
 
 
 def _slots(text, where):
-    if not re.fullmatch(r"\d+", text) or int(text) < 1:
-        raise CannotStart(f"{where} has no number of ranks, 1 or more. Received: {text!r}")
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MOST_SLOTS:
+        shown = text if len(text) <= 40 else f"{text[:40]}…"
+        raise CannotStart(
+            f"{where} has no number of ranks from 1 to {MOST_SLOTS:,}. Received: {shown!r}"
+        )
     return int(text)
+
+
+def _check_address(text, where):
+    """Says of addresses that Horovod's launcher cannot take what to write instead."""
+    user, at, rest = text.partition("@")
+    if at:
+        host = re.split(r"[:\s]", rest, maxsplit=1)[0]
+        raise CannotStart(
+            f"{where} has a user's name, {user!r}, and hosts are named without one. Write the"
+            f" user into ~/.ssh/config, as `Host {host}` and `User {user}`, and here {rest}."
+        )
+    if text.startswith("[") or text.count(":") > 1:
+        raise CannotStart(
+            f"{where} is an IPv6 address, and Horovod connects by IPv4. Write a name of the host,"
+            f" or its IPv4 address. Received: {text!r}"
+        )
 
 
 def _entry(text, where, default=None):
     """`(name, slots)` from `h1:4`, `h1 slots=4`, or `h1` where there is a default."""
+    _check_address(text.strip(), where)
     name, *rest = re.split(r"[:\s]+", text.strip(), maxsplit=1)
     if not _NAME.fullmatch(name):
         raise CannotStart(f"{where} is no name of a host. Received: {name!r}")
@@ -67,6 +89,8 @@ def parse_file(path):
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise CannotStart(f"The host file {path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise CannotStart(f"The host file {path!r} cannot be read: {error}.") from None
     entries = []
     for number, line in enumerate(lines, start=1):
         line = line.partition("#")[0].strip()

@@ -78,6 +78,10 @@ class Job:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CannotStart(f"A job has 1 rank or more. Received: {name}={value}")
+        if self.hosts is None and (self.ranks or 0) > hosts.MOST_SLOTS:
+            raise CannotStart(
+                f"One host takes {hosts.MOST_SLOTS:,} ranks at most. Received: ranks={self.ranks}"
+            )
         if not 0 <= self.grace < float("inf"):
             raise CannotStart(
                 f"Ranks have 0 seconds or more to end in good order. Received: grace={self.grace}"
@@ -104,6 +108,10 @@ class Job:
         script = Path(self.command[0])
         if self.command[0] != "-m" and not script.is_file():
             hint = ""
+            if script.is_dir():
+                raise CannotStart(f"{script} is a folder. Name a script in it.")
+            if script.name.startswith("-"):
+                hint = " Options of gsnr-tf come before it: `gsnr-tf run --help` lists them."
             if script.name.startswith("python"):
                 hint = " Leave python out: the ranks run by the Python of gsnr-tf."
             raise CannotStart(f"There is no script {script} here.{hint}")
@@ -200,8 +208,7 @@ class Job:
                     "Install it with `gsnr-tf install-horovod`."
                 )
             self.check()
-        if self.folder:
-            Path(self.folder).mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         restarts = asked_for = 0
         while True:
             code, stopped, commit = self._run_once(restarts)
@@ -216,6 +223,23 @@ class Job:
             else:
                 return code
             self._tell(f"Starts again{why}.\n")
+
+    def _make_folder(self):
+        """Makes the folder for the ranks' output; raises `CannotStart` where it cannot be."""
+        if not self.folder:
+            return
+        try:
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            if isinstance(error, (FileExistsError, NotADirectoryError)):
+                why = "there is a file of that name on the way"
+            raise CannotStart(
+                f"The output cannot be saved in {str(self.folder)!r}: {why}. Name another folder"
+                " with --output-dir."
+            ) from None
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise CannotStart(f"Nothing may be written into the folder {self.folder}.")
 
     def stop(self):
         """Ends the job as SIGTERM would, from another thread than the one in `run`."""

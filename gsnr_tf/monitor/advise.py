@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gsnr_tf.monitor.estimate import Estimate, noise_of
+from gsnr_tf.monitor.run import DamagedRun
 from gsnr_tf.rules import registry
 from gsnr_tf.stats import noise_scale
 
@@ -87,9 +88,18 @@ def advise(run, dearest=DEAREST):
 
     Raises:
         ValueError: `dearest` is below 1.
+        DamagedRun: What the advice rests on is damaged.
         TooLittleData: The run is too short, or its noise too large, to tell a batch
             from its double.
     """
+    if run.damaged_info:
+        raise DamagedRun(f"{run.damage[0]} Advice takes all of it.")
+    needed = ("batch/examples", "batch/accumulation", "batch/learning_rate")
+    unknown = [name for name in needed if not np.isfinite(run.last(name, np.nan))]
+    if unknown and not run.damage:
+        raise TooLittleData(f"The run has no record of {', '.join(unknown)}.")
+    if unknown:
+        raise DamagedRun(f"{run.damage[0]} There is no record of {', '.join(unknown)} before.")
     if not dearest >= 1:
         raise ValueError(f"The cost must be at least 1. Received: {dearest}")
     critical = _sure_enough(run)
@@ -107,7 +117,7 @@ def advise(run, dearest=DEAREST):
         factor,
         rule,
         weigh.times,
-        list(_notes(weigh, best)),
+        [*run.damage, *_notes(weigh, best)],
     )
 
 

@@ -25,14 +25,35 @@ def write_info(folder, info):
     os.replace(aside, folder / INFO)
 
 
+class DamagedRun(ValueError):
+    """The record of a run cannot be used as it is; the message says where it is damaged."""
+
+
+# Numbers beyond this were not written by a monitor.
+_LARGEST = 1e100
+_UNKNOWN = {
+    "model": "unknown",
+    "optimizer": "unknown",
+    "arguments": {},
+    "variables": [],
+    "workers": 1,
+    "every": 1,
+    "started": "unknown",
+    "versions": {},
+}
+
+
 class Run:
     """What `GSNRMonitor` recorded of one training.
 
-    A training that was resumed repeats some steps; what was recorded last counts.
+    A training that was resumed repeats some steps; what was recorded last counts. Damaged
+    files are read up to the damage.
 
     Attributes:
-        info: Dict, the content of `run.json`.
+        info: Dict, the content of `run.json`; what is damaged there is unknown.
         folder: `pathlib.Path`.
+        damage: List of sentences, what is damaged; empty where nothing is.
+        damaged_info: Whether `run.json` is.
     """
 
     def __init__(self, folder):
@@ -40,6 +61,7 @@ class Run:
 
         Raises:
             FileNotFoundError: It holds no run.
+            OSError: A file cannot be read.
         """
         self.folder = Path(folder)
         missing = [n for n in (INFO, EVENTS) if not (self.folder / n).exists()]
@@ -49,21 +71,86 @@ class Run:
                 f"{'is' if len(missing) == 1 else 'are'} not there. Give `fit` the "
                 "callback gsnr_tf.callbacks.GSNRMonitor(folder), and name that folder."
             )
-        self.info = json.loads((self.folder / INFO).read_text())
+        self.damage = []
+        self.info = self._read_info()
+        self.damaged_info = bool(self.damage)
+        self._bins = {}
         self._records = self._read()
 
+    def _read_info(self):
+        try:
+            info = json.loads((self.folder / INFO).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            self.damage.append(f"{INFO} is damaged ({_why(error)}): what was run is unknown.")
+            return dict(_UNKNOWN)
+        info = info if isinstance(info, dict) else {}
+        wrong = [name for name in _UNKNOWN if not _is_sound(name, info.get(name))]
+        if wrong:
+            self.damage.append(f"{INFO} is damaged: it does not tell {', '.join(wrong)}.")
+        return {**info, **{name: _UNKNOWN[name] for name in wrong}}
+
     def _read(self):
-        records = {}
-        with (self.folder / EVENTS).open(encoding="utf-8") as lines:
-            for line in lines:
+        records: dict = {}
+        of_another_model = set()
+        # What is no UTF-8 is no JSON either, once it is replaced.
+        with (self.folder / EVENTS).open(encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, start=1):
                 if not line.endswith("\n"):
                     break  # the run is writing it, or was killed while it did
-                record = json.loads(line)
-                step = record["step"]
+                try:
+                    step, values, others = self._record(line)
+                except (ValueError, RecursionError) as error:
+                    self.damage.append(
+                        f"{EVENTS} is damaged in line {number} ({_why(error)}): what was"
+                        f" recorded from there on is left out, {len(records)} records are read."
+                    )
+                    break
                 while records and (last := next(reversed(records))) > step:
                     del records[last]
-                records.setdefault(step, {}).update(record["values"])
+                records.setdefault(step, {}).update(values)
+                if others:
+                    of_another_model.add(step)
+        left = len(of_another_model & set(records))
+        if left:
+            self.damage.append(
+                f"{EVENTS} has {left} record(s) of another number of variables than {INFO}: what"
+                " they say of single variables is left out."
+            )
         return records
+
+    def _record(self, line):
+        """`(step, values, others)` of a line: `others` says whether it has values of another
+        number of variables, which are left out. Raises ValueError where it is damaged."""
+        record = json.loads(line)
+        if not isinstance(record, dict) or not isinstance(record.get("values"), dict):
+            raise DamagedRun("no record")
+        step, kept, others = record.get("step"), {}, False
+        if not _is_number(step) or step < 0:
+            raise DamagedRun("no step")
+        for name, value in record["values"].items():
+            kind = name.partition("/")[0]
+            if kind == "variable":
+                sound = _are_numbers(value)
+                if sound and len(value) != len(self.info["variables"]):
+                    others = True
+                    continue
+            elif kind == "histogram":
+                sound = self._is_histogram(name, value)
+            else:
+                sound = value is None or _is_number(value)
+            if not sound:
+                raise DamagedRun(f"{name[:60]!r} has no such value")
+            kept[name] = value
+        return step, kept, others
+
+    def _is_histogram(self, name, value):
+        if not isinstance(value, dict):
+            return False
+        edges, counts = value.get("edges"), value.get("counts")
+        if not (_are_numbers(edges) and _are_numbers(counts) and counts):
+            return False
+        bins = self._bins.setdefault(name, len(counts))
+        return len(counts) == bins and len(edges) == bins + 1 and None not in edges
 
     def names(self, group):
         """Names `group/…` of what was recorded, in alphabetical order."""
@@ -113,3 +200,59 @@ class Run:
         """Elements of each variable, an array."""
         shapes = [variable["shape"] for variable in self.info["variables"]]
         return np.array([int(np.prod(shape)) for shape in shapes], float)
+
+
+def _is_number(value):
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) <= _LARGEST  # which NaN is not, either
+    )
+
+
+def _are_numbers(values):
+    return isinstance(values, list) and all(v is None or _is_number(v) for v in values)
+
+
+def _is_sound(name, value):
+    """Whether a value of `run.json` is one that a monitor writes under a name."""
+    if name in ("workers", "every"):
+        return type(value) is int and 1 <= value < 1e9
+    if name == "arguments":
+        return isinstance(value, dict) and value.get("estimator", "paper") in SOUND_SAMPLES
+    if name == "variables":
+        return isinstance(value, list) and all(map(_is_variable, value))
+    return isinstance(value, type(_UNKNOWN[name]))
+
+
+def _is_variable(value):
+    if not isinstance(value, dict) or not isinstance(value.get("path"), str):
+        return False
+    shape = value.get("shape")
+    return isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**48 for n in shape)
+
+
+def _why(error):
+    if isinstance(error, json.JSONDecodeError):
+        return f"no JSON: {error.msg}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)[:100]
+
+
+def set_aside_damaged(folder):
+    """Renames a record whose lines are damaged, so that a training may begin a new one; what
+    comes behind the damage would not be read.
+
+    Returns:
+        The new path; `None` where nothing is damaged, or nothing is there.
+    """
+    try:
+        run = Run(folder)
+    except FileNotFoundError:
+        return None
+    if len(run.damage) == (1 if run.damaged_info else 0):
+        return None
+    number = 1
+    while (aside := run.folder / f"events.damaged-{number}.jsonl").exists():
+        number += 1
+    os.replace(run.folder / EVENTS, aside)
+    return aside

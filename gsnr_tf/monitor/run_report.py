@@ -106,7 +106,7 @@ def _facts(run):
     last = {
         name: run.last(name) for name in ("batch/examples", "batch/samples", "batch/accumulation")
     }
-    if all(value is not None for value in last.values()):
+    if all(value is not None and value > 0 for value in last.values()):
         batch, samples, accumulation = last.values()
         yield (
             "Batch",

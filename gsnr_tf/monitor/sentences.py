@@ -11,7 +11,7 @@ _VAGUE = 10.0
 
 def sentences(run):
     """List of sentences on a `Run`, the most useful first."""
-    parts = (_batch, _growth, _multiplier, _variables, _gap, _time, _samples, _skipped)
+    parts = (_damage, _batch, _growth, _multiplier, _variables, _gap, _time, _samples, _skipped)
     return [sentence for part in parts for sentence in part(run)]
 
 
@@ -24,12 +24,17 @@ def _number(value):
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def _damage(run):
+    yield from run.damage
+
+
 def _batch(run):
     noise = noise_of(run)
     if noise is None:
         yield "There are too few records to say anything of the noise."
         return
-    critical, batch = noise.critical_batch(), noise.batch[-1]
+    # Of a batch that grew the last one counts: it is the one to go on with.
+    critical, batch = noise.critical_batch(), run.last("batch/examples")
     if critical.factor > _VAGUE:
         low = max(critical.low, 0)
         yield (

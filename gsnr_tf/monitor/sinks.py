@@ -4,13 +4,16 @@ An event is `(name, value, step)`. The step is the number of examples that all w
 have trained on; the value is a float, or one of `PerVariable` and `Histogram`.
 """
 
+import contextlib
 import csv
+import errno
 import io
 import json
 import math
 import os
 import socket
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +72,10 @@ class _Lines:
         self.empty = self._file.tell() == 0
 
     def write(self, text):
-        self._file.write(text.encode())
+        data = text.encode()
+        # A disk that fills up takes a part, and says nothing until the next time.
+        if self._file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.empty = False
 
     def close(self):
@@ -180,16 +186,31 @@ def _buckets(histogram):
     return np.stack([edges[:-1], edges[1:], histogram.counts], axis=1)
 
 
+# What writing may raise: of the operating system, of TensorFlow, and for paths of no system.
+FAILURES = (OSError, tf.errors.OpError, ValueError)
+
+
 class Sinks:
-    """All sinks of a run, as one.
+    """All sinks of a run, as one. They never end a training: one that fails, at a full disk
+    for example, is left out from then on, with a warning.
 
     Args:
         folder: Directory of the run; made if it is not there.
+        kinds: Classes of the sinks.
     """
 
-    def __init__(self, folder):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self._sinks = [kind(folder) for kind in (JSONLinesSink, CSVSink, TensorBoardSink)]
+    def __init__(self, folder, kinds=(JSONLinesSink, CSVSink, TensorBoardSink)):
+        self._folder, self._sinks = folder, []
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except FAILURES as error:
+            self._warn("Nothing is recorded", error)
+            return
+        for kind in kinds:
+            try:
+                self._sinks.append(kind(folder))
+            except FAILURES as error:
+                self._warn(f"{kind.__name__} records nothing", error)
 
     def write_events(self, events):
         """Writes a list of `(name, value, step)`; they are on their way to the disk
@@ -199,10 +220,25 @@ class Sinks:
             events: List of `(name, value, step)`: the key, a float, `PerVariable` or
                 `Histogram`, and the global number of examples so far.
         """
-        if events:
-            for sink in self._sinks:
+        if not events:
+            return
+        for sink in list(self._sinks):
+            try:
                 sink.write_events(events)
+            except FAILURES as error:
+                self._sinks.remove(sink)
+                self._warn(f"{type(sink).__name__} records nothing more", error)
+                _close(sink)
 
     def close(self):
         for sink in self._sinks:
-            sink.close()
+            _close(sink)
+
+    def _warn(self, what, error):
+        warnings.warn(f"{what} in {self._folder}: {error}. Training goes on.", stacklevel=3)
+
+
+def _close(sink):
+    """What is not written yet is lost where it cannot be."""
+    with contextlib.suppress(*FAILURES):
+        sink.close()

@@ -21,12 +21,9 @@ def _check_warmup(steps, kind):
         raise ValueError(f"warmup_type must be 'log' or 'linear'. Received: warmup_type={kind!r}")
 
 
-def _check_total(total, warmup):
-    if total <= warmup:
-        raise ValueError(
-            "total_num_steps must be greater than warmup_num_steps. Received: "
-            f"total_num_steps={total}, warmup_num_steps={warmup}"
-        )
+def _check_total(total):
+    if total < 1:
+        raise ValueError(f"total_num_steps must be at least 1. Received: total_num_steps={total}")
 
 
 class _Warmup(UpdateSchedule):
@@ -81,6 +78,8 @@ class WarmupDecayLR(WarmupLR):
 
         λ = min + (max − min)·(T − n)/(T − w)   for n ≥ w
 
+    Where T is not greater than w, the rate falls at once.
+
     Args:
         total_num_steps: Int, T.
         warmup_min_lr, warmup_max_lr, warmup_num_steps, warmup_type: As for
@@ -96,7 +95,7 @@ class WarmupDecayLR(WarmupLR):
         warmup_type="log",
     ):
         super().__init__(warmup_min_lr, warmup_max_lr, warmup_num_steps, warmup_type)
-        _check_total(total_num_steps, warmup_num_steps)
+        _check_total(total_num_steps)
         self.total_num_steps = total_num_steps
 
     def _after(self, n):
@@ -111,8 +110,8 @@ class WarmupCosineLR(_Warmup):
         λ = λ₀·(a + (1 − a)·γ),   γ as in `WarmupLR`
         λ = λ₀·(c + (1 − c)·(1 + cos(π·(n − w + 1)/(T − w)))/2)   for n ≥ w
 
-    The first update has the rate 0. After T updates the rate stays at λ₀·c; DeepSpeed's
-    would rise again.
+    The first update has the rate 0. After T updates the rate stays at λ₀·c. Where T is not
+    greater than w, it falls to that at once.
 
     Args:
         learning_rate: Float, λ₀. In a configuration it is the optimizer's.
@@ -133,7 +132,7 @@ class WarmupCosineLR(_Warmup):
         warmup_type="log",
     ):
         _check_warmup(warmup_num_steps, warmup_type)
-        _check_total(total_num_steps, max(2, warmup_num_steps))
+        _check_total(total_num_steps)
         self.learning_rate = learning_rate
         self.total_num_steps = total_num_steps
         self.warmup_min_ratio = warmup_min_ratio
@@ -144,7 +143,8 @@ class WarmupCosineLR(_Warmup):
     def rate(self, t):
         n, steps = t - 1, max(2, self.warmup_num_steps)
         up = self.warmup_min_ratio + (1 - self.warmup_min_ratio) * self._risen(n)
-        way = tf.minimum((n - steps + 1) / (self.total_num_steps - steps), 1.0)
+        falling = max(1.0, self.total_num_steps - steps)
+        way = tf.minimum((n - steps + 1) / falling, 1.0)
         fallen = (1 + tf.cos(math.pi * way)) / 2
         down = self.cos_min_ratio + (1 - self.cos_min_ratio) * fallen
         ratio = tf.where(n < 0, tf.zeros_like(n), tf.where(n < steps, up, down))
@@ -159,7 +159,8 @@ class OneCycle(UpdateSchedule):
         λ = min + (max − min)·(a + b − t)/b    for a < t ≤ a + b
         λ = min/(1 + d·(t − a − b)/s)          for t > a + b
 
-    Momentum is not cycled.
+    With c stairs a way up or down is c steps of one height in place of a line: t/a is
+    rounded down to a whole number of 1/c. Momentum is not cycled.
 
     Args:
         cycle_min_lr: Float.
@@ -168,6 +169,8 @@ class OneCycle(UpdateSchedule):
         cycle_first_step_size: Int, a. Defaults to 2000.
         cycle_second_step_size: Int, b. Defaults to `None`: as a.
         decay_step_size: Int, s. Defaults to 0: no decay.
+        cycle_first_stair_count: Int, stairs of the way up. Defaults to 0: a line.
+        cycle_second_stair_count: Int, of the way down. Defaults to `None`: as many.
 
     Reference: Smith, arXiv 1803.09820.
     """
@@ -180,29 +183,48 @@ class OneCycle(UpdateSchedule):
         cycle_first_step_size=2000,
         cycle_second_step_size=None,
         decay_step_size=0,
+        cycle_first_stair_count=0,
+        cycle_second_stair_count=None,
     ):
-        for name, size in (
-            ("cycle_first_step_size", cycle_first_step_size),
-            ("cycle_second_step_size", cycle_second_step_size),
+        for name, size, least in (
+            ("cycle_first_step_size", cycle_first_step_size, 1),
+            ("cycle_second_step_size", cycle_second_step_size, 0),
+            ("cycle_first_stair_count", cycle_first_stair_count, 0),
+            ("cycle_second_stair_count", cycle_second_stair_count, 0),
         ):
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1. Received: {name}={size}")
+            if size is not None and size < least:
+                raise ValueError(f"{name} must be at least {least}. Received: {name}={size}")
         self.cycle_min_lr = cycle_min_lr
         self.cycle_max_lr = cycle_max_lr
         self.decay_lr_rate = decay_lr_rate
         self.cycle_first_step_size = cycle_first_step_size
         self.cycle_second_step_size = cycle_second_step_size
         self.decay_step_size = decay_step_size
+        self.cycle_first_stair_count = cycle_first_stair_count
+        self.cycle_second_stair_count = cycle_second_stair_count
 
     def rate(self, t):
-        first = self.cycle_first_step_size
-        second = self.cycle_second_step_size or first
-        share = tf.where(t <= first, t / first, (first + second - t) / second)
+        first, second = self.cycle_first_step_size, self.cycle_second_step_size
+        second = first if second is None else second
+        stairs, others = self.cycle_first_stair_count, self.cycle_second_stair_count
+        others = stairs if others is None else others
+        up = _by_stairs(t / first, stairs)
+        down = _by_stairs((first + second - t) / max(second, 1), others)
+        # A way down of no updates leaves none for the top, either.
+        share = tf.where(t <= first if second else t < first, up, down)
         cycle = self.cycle_min_lr + (self.cycle_max_lr - self.cycle_min_lr) * share
         decay = 0.0
         if self.decay_step_size:
             decay = self.decay_lr_rate * (t - first - second) / self.decay_step_size
         return tf.where(t <= first + second, cycle, self.cycle_min_lr / (1.0 + decay))
+
+
+def _by_stairs(share, count):
+    """A share of the way, rounded down to a stair where there are stairs."""
+    if not count:
+        return share
+    # A share just below a stair, by rounding, is on it.
+    return tf.floor(share * count + 1e-9) / count
 
 
 @registered

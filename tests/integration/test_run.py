@@ -60,6 +60,23 @@ def failed(tmp_path_factory):
         )
 
 
+def test_a_job_starts_without_tensorflow(tmp_path, monkeypatch):
+    marker = tmp_path / "loaded"
+    package = tmp_path / "packages" / "tensorflow"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    script = tmp_path / "script.py"
+    script.write_text("print('up')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{package.parent}:{os.environ.get('PYTHONPATH', '')}")
+    code, out, error = in_process(command=[str(script)], ranks=2)
+    assert code == 0, error
+    assert sorted(out.splitlines()) == ["0 | up", "1 | up"]
+    assert not marker.exists()
+    # The marker does tell of who loads it.
+    script.write_text("import tensorflow\n")
+    assert in_process(command=[str(script)], ranks=2)[0] == 0 and marker.exists()
+
+
 def test_each_rank_is_shown_with_its_number_and_saved(failed):
     (_, out, _), folder = failed
     told = introductions(out)

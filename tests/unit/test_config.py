@@ -20,74 +20,6 @@ GOOD = {
     "zero_optimization": {"stage": 2},
 }
 
-# Every key that DeepSpeed's configuration page documents, and those of its code that
-# people copy, but for the insides of sections that do not exist here.
-DEEPSPEED = [
-    "amp",
-    "amp.enabled",
-    "prescale_gradients",
-    "gradient_predivide_factor",
-    "sparse_gradients",
-    "dump_state",
-    "activation_checkpointing",
-    "activation_checkpointing.partition_activations",
-    "sparse_attention",
-    "data_efficiency",
-    "curriculum_learning",
-    "wandb",
-    "comet",
-    "elasticity",
-    "comms_logger",
-    "compression_training",
-    "checkpoint",
-    "checkpoint.tag_validation",
-    "data_types",
-    "data_types.grad_accum_dtype",
-    "aio",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
-    "memory_breakdown",
-    "nebula",
-    "pipeline",
-    "progressive_layer_drop",
-    "eigenvalue",
-    "hybrid_engine",
-    "timers",
-    "tensor_parallel",
-    "dataloader_drop_last",
-    "fp16.auto_cast",
-    "fp16.consecutive_hysteresis",
-    "bfloat16",
-    "optimizer.legacy_fusion",
-    "zero_optimization.allgather_partitions",
-    "zero_optimization.allgather_bucket_size",
-    "zero_optimization.overlap_comm",
-    "zero_optimization.reduce_scatter",
-    "zero_optimization.contiguous_gradients",
-    "zero_optimization.load_from_fp32_weights",
-    "zero_optimization.grad_hooks",
-    "zero_optimization.round_robin_gradients",
-    "zero_optimization.offload_param",
-    "zero_optimization.offload_param.device",
-    "zero_optimization.offload_optimizer",
-    "zero_optimization.stage3_max_live_parameters",
-    "zero_optimization.stage3_max_reuse_distance",
-    "zero_optimization.stage3_prefetch_bucket_size",
-    "zero_optimization.stage3_param_persistence_threshold",
-    "zero_optimization.stage3_gather_16bit_weights_on_model_save",
-    "zero_optimization.stage3_module_granularity_threshold",
-    "zero_optimization.zero_hpz_partition_size",
-    "zero_optimization.zero_quantized_weights",
-    "zero_optimization.zero_quantized_gradients",
-    "zero_optimization.log_trace_cache_warnings",
-    "zero_optimization.cpu_offload",
-    "zero_optimization.ignore_unused_parameters",
-    "flops_profiler.module_depth",
-    "flops_profiler.top_modules",
-    "flops_profiler.detailed",
-]
-
-
 RAMP = {"max_train_batch_size": 256}
 
 
@@ -122,7 +54,7 @@ def test_the_schema_is_valid_and_agrees_with_the_reader():
         "zero_optimization.stage",
         "fp16.enabled",
     ):
-        wrong = changed(path, 3)
+        wrong = changed(path, 4)
         assert not check.is_valid(wrong)
         refused(wrong)
 
@@ -148,22 +80,6 @@ def test_an_unknown_key_like_no_other_lists_what_is_known():
     assert "bf16.qqq: unknown key. Known: enabled." in refused(changed("bf16.qqq", 1))
 
 
-@pytest.mark.parametrize("path", DEEPSPEED)
-def test_deepspeeds_keys_say_that_they_are_not_supported_and_what_to_do(path):
-    message = refused(changed(path, {} if path.count(".") == 0 else 1))
-    top = ".".join(path.split(".")[:2])
-    told = [line for line in message.splitlines() if "of DeepSpeed is not supported" in line]
-    assert len(told) == 1
-    name, advice = told[0].strip().split(": this key of DeepSpeed is not supported: ")
-    assert name in (top, path.split(".")[0]) and len(advice) > 20
-
-
-def test_stage_3_and_one_bit_optimizers_say_what_to_do():
-    assert "use stage 2" in refused(changed("zero_optimization.stage", 3))
-    message = refused(changed("optimizer.type", "OneBitAdam"))
-    assert "of DeepSpeed is not supported" in message and "'GSNRAdam'" in message
-
-
 @pytest.mark.parametrize(
     "path, value, told",
     [
@@ -172,13 +88,13 @@ def test_stage_3_and_one_bit_optimizers_say_what_to_do():
         ("optimizer.params.learning_rate", 0.1, "both 'lr' and 'learning_rate'"),
         ("optimizer.params.betas", 0.9, "params.betas must be two numbers"),
         ("optimizer.params.sharding", "slices", "use `zero_optimization.stage`"),
-        ("optimizer.params.torch_adam", True, "of DeepSpeed is not supported"),
+        ("optimizer.params.bias_correction", False, "of DeepSpeed is not supported"),
         ("optimizer.params.gamma", 7, "gamma must be in (0, 1]. Received: gamma=7"),
         ("scheduler.type", "Warmup", "Input should be 'WarmupLR'"),
         ("scheduler.params.warmup_steps", 1, "Did you mean 'warmup_num_steps'?"),
         ("scheduler.params.warmup_type", "cubic", "'log' or 'linear'"),
         ("train_batch_size", "64", "should be a valid integer. Received: '64'"),
-        ("train_batch_size", "auto", "Write the value"),
+        ("steps_per_print", "auto", "Write the value"),
         ("train_batch_size", 0, "greater than or equal to 1. Received: 0"),
         ("train_batch_size", True, "should be a valid integer. Received: True"),
         ("gradient_clipping", -1.0, "greater than or equal to 0. Received: -1.0"),
@@ -190,7 +106,7 @@ def test_stage_3_and_one_bit_optimizers_say_what_to_do():
         ("gradient_clipping", float("inf"), "should be a finite number. Received: inf"),
         ("optimizer.params.lr", "0.1", "params.lr must be a number. Received: '0.1'"),
         ("optimizer.params.lr", None, "params.lr must be a number. Received: None"),
-        ("optimizer.params.lr", "auto", "params.lr: 'auto' is not filled in by anyone"),
+        ("optimizer.params.lr", "auto", "initialize(auto={'lr': …})"),
         ("optimizer.params.weight_decay", "x", "weight_decay must be a number"),
         ("optimizer.params.use_ema", 1, "use_ema must be true or false. Received: 1"),
         ("optimizer.params.betas", ["a", 1], "params.betas must be two numbers"),
@@ -219,11 +135,6 @@ def test_a_ramp_needs_room_and_is_explained():
         found.batch(2)
 
 
-def test_the_optimizer_is_needed():
-    message = refused({"train_batch_size": 8})
-    assert "optimizer: this section or key is needed" in message
-
-
 def test_a_scheduler_names_the_parameters_it_lacks():
     config = changed("scheduler", {"type": "OneCycle", "params": {"cycle_min_lr": 0.1}})
     assert "params needs cycle_max_lr for OneCycle" in refused(config)
@@ -235,9 +146,6 @@ def test_a_scheduler_names_the_parameters_it_lacks():
         ("gsnr.gamma", 0.5),
         ("gsnr.estimator", "robust"),
         ("gsnr.batch_ramp", {"max_train_batch_size": 64}),
-        ("zero_optimization.stage", 1),
-        ("zero_optimization.reduce_bucket_size", 1000),
-        ("communication_data_type", "fp16"),
     ],
 )
 def test_what_only_the_family_can_do_is_refused_for_kerass_own(path, value):
@@ -333,7 +241,6 @@ def test_one_size_alone_means_no_accumulation(given, expected):
         (100, 8, None, "would be 3.125, which is not a whole number"),
         (100, None, 3, "Set train_batch_size to 96 or 108"),
         (2, None, None, "train_micro_batch_size_per_gpu would be 0.5"),
-        (None, None, 3, "Give `train_batch_size` or"),
     ],
 )
 def test_contradicting_sizes_name_all_three(train, micro, accumulation, told):
@@ -344,7 +251,7 @@ def test_contradicting_sizes_name_all_three(train, micro, accumulation, told):
         "optimizer": {"type": "SGD"},
     }
     with pytest.raises(ConfigError) as caught:
-        read(config).batch(4)
+        read(config, needed=False).batch(4)
     message = str(caught.value)
     assert told in message
     for name, size in list(config.items())[:3]:
@@ -357,7 +264,7 @@ def test_explain_tells_what_the_keys_come_to():
     assert told["samples (k)"] == "16 = 8 ranks × 2 micro-batches"
     assert "beta_1=0.8, beta_2=0.99" in told["optimizer"]
     assert "warmup_num_steps=10" in told["scheduler"]
-    assert told["precision"] == "mixed_float16, loss × 65536 at first"
+    assert told["precision"].startswith("mixed_float16, loss × 65536 at first")
     assert told["zero_optimization"] == "each rank has the state of its slice"
     alone = dict(row for row in explain(read(GOOD), 1) if row[0])
     assert alone["zero_optimization"] == "every rank has all state"

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import signal
 import sys
 
@@ -23,6 +24,23 @@ def test_hosts():
 @pytest.mark.parametrize("text", ["a", "a:0", "a:-1", "a:two", "", "a:1,,b:1", "a b:1", "a:1,a:2"])
 def test_hosts_that_cannot_be(text):
     with pytest.raises(CannotStart):
+        hosts.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ann@node1:2", "`Host node1` and `User ann`, and here node1:2"),
+        ("[::1]:2", "Write a name of the host, or its IPv4 address"),
+        ("fe80::1", "is an IPv6 address"),
+        ("a:999999999999", "from 1 to 1,024. Received: '999999999999'"),
+        ("a:1025", "from 1 to 1,024"),
+        ("a:" + "9" * 5000, "9{40}…"),
+        ("a:²", "Received: '²'"),
+    ],
+)
+def test_hosts_that_horovod_cannot_take_say_what_to_write(text, says):
+    with pytest.raises(CannotStart, match=says):
         hosts.parse(text)
 
 
@@ -117,6 +135,69 @@ SCRIPT = ROOT / "keras_examples" / "movielens_dlrm.py"
 def test_jobs_that_cannot_be(arguments, says):
     with pytest.raises(CannotStart, match=says):
         parsed(*arguments).validate()
+
+
+@pytest.mark.parametrize(
+    ("option", "ours"),
+    [
+        (["-np", "4"], "--np 4"),
+        (["-n", "4"], "--np 4"),
+        (["--num_gpus", "8"], "--np 8"),
+        (["--num_gpus=8"], "--np 8"),
+        (["--nproc_per_node", "2"], "--np 2"),
+        (["--nproc-per-node=2"], "--np 2"),
+        (["-H", "a:2"], "--hosts h1:4,h2:4"),
+    ],
+)
+def test_options_of_other_launchers_name_ours(option, ours, capsys):
+    with pytest.raises(SystemExit):
+        parsed(*option, SCRIPT)
+    assert f"is {ours.split()[0]} here: gsnr-tf run {ours} train.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["two", "1.5", "", "9" * 5000])
+def test_a_number_of_ranks_is_a_number(text, capsys):
+    with pytest.raises(SystemExit):
+        parsed("--np", text, SCRIPT)
+    told = capsys.readouterr().err
+    assert "is no number of ranks, and not auto" in told and len(told) < 3000
+
+
+def test_auto_is_a_rank_for_each_gpu_or_core(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3,5")
+    assert parsed("--np", "auto", SCRIPT).ranks == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert parsed("--np", "auto", SCRIPT).ranks == len(os.sched_getaffinity(0))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", "")
+    assert parsed("--np", "auto", SCRIPT).ranks == len(os.sched_getaffinity(0))
+
+
+def test_a_leading_double_dash_is_passed_over():
+    job = parsed("--np", 2, "--", SCRIPT, "--", "-x")
+    assert job.command == [str(SCRIPT), "--", "-x"]
+
+
+def test_folders_that_cannot_be_are_told_in_our_words(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        job = parsed("--np", 1, "--output-dir", folder, SCRIPT)
+        with pytest.raises(CannotStart, match="a file of that name on the way"):
+            job.run()
+    with pytest.raises(CannotStart, match="null byte"):
+        parsed("--np", 1, "--output-dir", "a\0b", SCRIPT).run()
+    with pytest.raises(CannotStart, match="is a folder"):
+        parsed("--np", 1, tmp_path).validate()
+
+
+def test_one_host_takes_a_bounded_number_of_ranks():
+    with pytest.raises(CannotStart, match="1,024 ranks at most. Received: ranks=2000"):
+        parsed("--np", 2000, SCRIPT).validate()
+
+
+def test_names_in_brackets_are_shown_as_they_are():
+    told = check.table({"[fold1]": {"Python": "[3]"}})
+    assert "[fold1]" in told and "[3]" in told
 
 
 def test_errors_are_printed_and_nothing_starts(capsys):

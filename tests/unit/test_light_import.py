@@ -213,7 +213,7 @@ def test_the_signatures_are_those_of_what_is_installed():
     now = signatures.current()
     assert told == json.loads(json.dumps(now))
     for name, known in signatures.optimizers().items():
-        here = signatures.signature_of(signatures.installed_class(name))
+        here = signatures.signature_of(signatures.installed_class(f"keras.{name}"))
         assert known.arguments.keys() <= here.arguments.keys()
         assert known.arguments["learning_rate"] == here.arguments["learning_rate"]
         assert known.gsnr == here.gsnr
@@ -230,7 +230,7 @@ def test_what_only_the_installed_keras_has_is_let_through(monkeypatch):
     known = {name: s for name, s in signatures.optimizers().items() if name != "SGD"}
     monkeypatch.setattr(signatures, "optimizers", lambda: known)
     monkeypatch.setattr(signatures, "_installed", lambda: {"SGD": Newer})
-    values = {"train_batch_size": 8, "optimizer": {"type": "sgd", "params": {"newer": 2}}}
+    values = {"train_batch_size": 8, "optimizer": {"type": "keras.sgd", "params": {"newer": 2}}}
     assert engine.read(values).optimizer.params == {"newer": 2}
     values["optimizer"]["params"] = {"newest": 2}
     with pytest.raises(engine.ConfigError, match="params.newest is unknown. Did you"):

@@ -211,7 +211,7 @@ def test_the_optimizer_uses_the_rate_of_its_update():
     [
         ("WarmupLR", {"warmup_type": "cubic"}, "Received: warmup_type='cubic'"),
         ("WarmupLR", {"warmup_num_steps": -1}, "Received: warmup_num_steps=-1"),
-        ("WarmupDecayLR", {"total_num_steps": 1000}, "greater than warmup_num_steps"),
+        ("WarmupDecayLR", {"total_num_steps": 0}, "at least 1"),
         (
             "OneCycle",
             {"cycle_min_lr": 0, "cycle_max_lr": 1, "cycle_first_step_size": 0},
@@ -230,3 +230,35 @@ def test_the_logarithmic_warm_up_by_its_formula():
     for t in range(1, 50):
         expected = 0.2 + math.log(t) / math.log(50)
         assert float(schedule(t)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_cycle_goes_by_stairs():
+    cycle = {"cycle_min_lr": 0.0, "cycle_max_lr": 1.0, "cycle_first_step_size": 4}
+    schedule = SCHEDULES["OneCycle"](
+        **cycle,
+        cycle_second_step_size=6,
+        cycle_first_stair_count=2,
+        cycle_second_stair_count=3,
+    )
+    expected = [0, 0, 1 / 2, 1 / 2, 1, 2 / 3, 2 / 3, 1 / 3, 1 / 3, 0, 0, 0]
+    found = [float(schedule(t)) for t in range(12)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    as_many = SCHEDULES["OneCycle"](**cycle, cycle_first_stair_count=2)
+    expected = [0, 0, 1 / 2, 1 / 2, 1, 1 / 2, 1 / 2, 0, 0]
+    np.testing.assert_allclose([float(as_many(t)) for t in range(9)], expected, rtol=1e-6)
+
+
+def test_one_cycle_without_a_way_down_falls_at_once():
+    schedule = SCHEDULES["OneCycle"](0.1, 0.5, cycle_first_step_size=2, cycle_second_step_size=0)
+    found = [float(schedule(t)) for t in range(4)]
+    np.testing.assert_allclose(found, [0.1, 0.3, 0.1, 0.1], rtol=1e-6)
+
+
+def test_a_total_shorter_than_the_warm_up_ends_with_it():
+    short = {"total_num_steps": 3, "warmup_num_steps": 4, "warmup_type": "linear"}
+    cosine = SCHEDULES["WarmupCosineLR"](1.0, cos_min_ratio=0.1, **short)
+    found = [float(cosine(t)) for t in range(7)]
+    np.testing.assert_allclose(found, [0, 0, 0.25, 0.5, 0.75, 0.1, 0.1], rtol=1e-6)
+    decay = SCHEDULES["WarmupDecayLR"](warmup_max_lr=1.0, **short)
+    found = [float(decay(t)) for t in range(7)]
+    np.testing.assert_allclose(found, [0, 0, 0.25, 0.5, 0.75, 0, 0], rtol=1e-6)
