@@ -314,17 +314,18 @@ class GSNR(Section):
     ceiling: Positive | None = Field(
         default=None,
         description=(
-            "Ceiling of the multiplier. Not given: the optimizer's, 1, or with the "
-            "robust estimator 1/gamma. Both at 1 switch the multiplier off."
+            "Ceiling of the multiplier. Not given: the optimizer's, 1, or with "
+            "other estimators 1/gamma. Both at 1 switch the multiplier off."
         ),
         examples=[10.0],
     )
-    estimator: Literal["paper", "robust"] | None = Field(
+    estimator: Literal["paper", "robust", "james_stein"] | None = Field(
         default=None,
         description=(
             "What the multiplier is made of: the GSNR (`paper`) or the share of signal "
             "in the squared mean gradient (`robust`), which keeps its worth with few "
-            "samples. Not given: the optimizer's `paper`."
+            "samples, or by row the James–Stein factor (`james_stein`). Not given: the "
+            "optimizer's `paper`."
         ),
         examples=["robust"],
     )
