@@ -34,8 +34,21 @@ def explain(config, ranks, *, rates=True):
     rows += [*_ramp(config, batch), *_what_is_written(config)]
     for heading, found in grouped(config.decisions):
         rows.append((heading, ""))
-        rows += [(f"  {one.key}", one.text) for one in found]
+        rows += _decided(found)
     return rows
+
+
+def _decided(decisions):
+    """Those of one section to which the same happens in one line."""
+    alike = {}
+    for one in decisions:
+        section, _, name = one.key.rpartition(".")
+        alike.setdefault((section, one.text), []).append(name)
+    for (section, text), names in alike.items():
+        if section:
+            yield f"  {section}", f"{', '.join(names)}: {text}"
+        else:
+            yield from ((f"  {name}", text) for name in names)
 
 
 def _sizes(config, batch):
