@@ -368,3 +368,27 @@ def test_every_row_has_one_owner(shards):
             first, last = tables.own_range(position, shard, shards)
             np.testing.assert_array_equal(own // shards, np.arange(first, last))
             np.testing.assert_array_equal(keys[tables.own_rows(position, shard, shards)], own)
+
+
+def test_a_row_that_is_not_finite_skips_the_update_and_is_named():
+    fine = keras.Variable(np.ones((4, 2), "float32"), name="embeddings")
+    with keras.name_scope("bad"):
+        bad = keras.Variable(np.ones((6, 2), "float32"), name="embeddings")
+    optimizer = gsnr_tf.GSNRAdam(
+        0.1, gradient_accumulation_steps=2, sparse="lazy", max_consecutive_skips=2
+    )
+    optimizer.build([fine, bad])
+
+    def update(value):
+        for _ in range(2):
+            slices = [tf.IndexedSlices(tf.fill([1, 2], v), tf.constant([3])) for v in (1.0, value)]
+            optimizer.apply_gradients(zip(slices, [fine, bad]))
+
+    update(float("nan"))
+    assert int(optimizer.skipped_steps) == 1 and int(optimizer.iterations) == 0
+    np.testing.assert_array_equal(fine, np.ones((4, 2)))
+    update(1.0)
+    assert float(fine[3, 0]) < 1 and int(optimizer.iterations) == 1
+    update(float("inf"))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"gradient of bad/embeddings is not"):
+        update(float("nan"))
