@@ -137,11 +137,12 @@ class Replicated:
 
     def report(self, samples):
         """See `GSNROptimizer.sharding_report`."""
-        number = self._layout.size
+        dense = sum(bucket.size for bucket in self._layout.buckets)
+        rows = ", and rows of tables as they are touched" if self.tables else ""
         return (
             f"{self.communicator.workers} worker(s), k={samples} samples an update; each "
-            f"has all {number:,} elements and {self.slots.bytes:,} bytes of state; "
-            f"reduces {2 * number * self._layout.dtype.size:,} bytes an update"
+            f"has all {self._layout.size:,} elements and {self.slots.bytes:,} bytes of state; "
+            f"reduces {2 * dense * self._layout.dtype.size:,} bytes an update{rows}"
         )
 
 
