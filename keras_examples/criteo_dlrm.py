@@ -28,10 +28,10 @@ from pathlib import Path
 
 RATES = {
     "gsnr-adam": 0.01,
-    "gsnr-lamb": 0.02,
-    "gsnr-sgd": 1.0,
+    "gsnr-lamb": 0.05,
+    "gsnr-sgd": 3.0,
     "adam": 0.01,
-    "lamb": 0.02,
+    "lamb": 0.05,
     "sgd": 1.0,
 }
 
