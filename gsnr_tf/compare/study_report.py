@@ -45,7 +45,8 @@ def how(study, task):
         + f"), each twice the last,{values} on {race.GRID_SEEDS} seeds. After a third of the "
         "updates the worse half of each stopped. Where anyone's best lay at an end, the grid "
         f"grew for all. The best {race.FEW} ran on {race.FEW_SEEDS} seeds, the best of them on "
-        "all. A rate at which somebody's seeds spread over three times the median, or some "
+        "all. Of base these all ran on all seeds; it chose by all, and who is ahead must lead at "
+        "each. A rate at which somebody's seeds spread over three times the median, or some "
         "diverged, was dropped for all, with the higher ones."
     )
     if s.baselines:
