@@ -52,6 +52,11 @@ class StrategyCommunicator(Communicator):
         if self.workers == 1:
             return rows
         if tf.distribute.in_cross_replica_context():
+            here = self._strategy.experimental_local_results(rows)
+            if len(here) == self.workers:
+                # By no collective, whose keys are those of another strategy's in a process
+                # that has had one for the same devices.
+                return tf.concat(here, axis=0)
             return self._strategy.gather(rows, axis=0)
         return tf.distribute.get_replica_context().all_gather(rows, axis=0)
 

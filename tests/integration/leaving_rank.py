@@ -25,6 +25,8 @@ import json
 
 from gsnr_tf.comm.peers import PeerLost, Peers
 
+# A shell lets what it starts in the background ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 rank, ranks = map(int, sys.argv[1:3])
 folder, way = Path(sys.argv[3]), sys.argv[4]
 meetings = iter(range(10))

@@ -97,6 +97,7 @@ def test_so_does_its_death(tmp_path):
 
 def test_a_rank_that_is_paused_is_not_waited_for_without_end(tmp_path):
     with job(tmp_path, "sleeps", "ends", GSNR_TF_STALL_SECONDS="1") as ranks:
+        until_said(ranks[1], "has met the others")
         until_said(ranks[0], "has met the others")
         signalled(ranks[0], signal.SIGSTOP)
         assert ranks[1].wait(SECONDS) == 0

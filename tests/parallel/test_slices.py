@@ -90,7 +90,7 @@ def slow_but_for_lamb():
             yield pytest.param(rule, ranks, steps, marks=pytest.mark.slow if more else ())
 
 
-@pytest.mark.parametrize("rule, ranks, steps", slow_but_for_lamb())
+@pytest.mark.parametrize("rule, ranks, steps", list(slow_but_for_lamb()))
 def test_slices_equal_whole_variables(on_ranks, rule, ranks, steps):
     assert_alike(on_ranks(ranks, both_ways, *RULES[rule], steps, SHAPES, None, None))
 
