@@ -37,6 +37,7 @@ def test_every_fault_has_a_name_of_its_own():
     assert {fault.family for fault in named("^elastic: a rank")} == {"elastic"}
 
 
+@pytest.mark.slow
 def test_the_command_leaves_nothing_behind(tmp_path):
     """Time is over before the first fault comes."""
     options = ["--minutes", "0.01", "--seed", "5", "--only", "engine: a rank is killed"]
