@@ -90,18 +90,17 @@ class ExchangePlan:
         """How many hosts shards go by; 1 where all ranks exchange at once."""
         return len(self.stages[1].ranks) if len(self.stages) > 1 else 1
 
-    def positions(self, shards):
-        """For each stage which of its ranks to send to, on the way to the owner of a shard.
+    def position(self, number, shards):
+        """Which rank of stage `number` to send to, on the way to the owner of a shard.
 
         Args:
+            number: Int.
             shards: Int, or integer tensor.
         """
-        found, width = [], len(self.owner_ranks)
-        for stage in self.stages:
-            step = width // len(stage.ranks)
-            found.append(shards % width // step)
-            width = step
-        return found
+        width = len(self.owner_ranks)
+        for stage in self.stages[:number]:
+            width //= len(stage.ranks)
+        return shards % width // (width // len(self.stages[number].ranks))
 
     def cuts(self, bounds, shard):
         """Where the ranges begin and end that each stage divides among its ranks.

@@ -220,12 +220,7 @@ class HorovodCommunicator(Communicator):
             parts = [part for own in tf.split(vector, sizes) for part in (own, *rider)]
             vector = tf.concat(parts, axis=0)
 
-        def exchange(vector):
-            wire = _on_the_wire(vector)
-            received, _ = self._hvd.alltoall(wire, splits=splits, name=name, **_OUR_NAME)
-            return tf.bitcast(received, vector.dtype)
-
-        received = self._issue(exchange, vector)
+        received, _ = self._all_to_all(vector, splits, name)
         received = tf.reshape(received, [len(stage.ranks), splits[self.rank]])
         if weight is None:
             return received
@@ -242,11 +237,7 @@ class HorovodCommunicator(Communicator):
             name: As for `all_reduce`.
         """
 
-        def gather(shard):
-            joined = self._hvd.allgather(_on_the_wire(shard), name=name, **_OUR_NAME)
-            return tf.bitcast(joined, shard.dtype)
-
-        joined = tf.ensure_shape(self._issue(gather, shard), [bounds[-1]])
+        joined = tf.ensure_shape(self.all_gather_rows(shard, name), [bounds[-1]])
         return self._in_order_of_shards(joined, bounds)
 
     def _in_order_of_shards(self, joined, bounds):
@@ -272,15 +263,20 @@ class HorovodCommunicator(Communicator):
         """
         ranks = tf.constant(stage.ranks)[:, None]
         splits = tf.scatter_nd(ranks, tf.cast(sizes, tf.int32), [self.workers])
-        came = []
+        received, by_rank = self._all_to_all(rows, splits, name)
+        return received, tf.gather(by_rank, stage.ranks)
 
-        def exchange(rows):
-            wire = _on_the_wire(rows)
+    def _all_to_all(self, tensor, splits, name):
+        """What all ranks have sent to this one, joined, and how many rows of each."""
+        sizes = []
+
+        def exchange(tensor):
+            wire = _on_the_wire(tensor)
             received, by_rank = self._hvd.alltoall(wire, splits=splits, name=name, **_OUR_NAME)
-            came.append(tf.gather(by_rank, stage.ranks))
-            return tf.bitcast(received, rows.dtype)
+            sizes.append(by_rank)
+            return tf.bitcast(received, tensor.dtype)
 
-        return self._issue(exchange, rows), came[0]
+        return self._issue(exchange, tensor), sizes[0]
 
     def all_gather_rows(self, rows, name):
         def gather(rows):

@@ -160,11 +160,16 @@ class _RowsWindow:
         return [(k.numpy(), r.numpy()) for k, r in zip(keys, rows)]
 
     def _read(self, keys, rows, position):
+        own, ids = self._own(keys, position)
+        whole = np.zeros([self.part.shapes[position][0], self.part.width], rows.dtype)
+        whole[ids] = rows[own]
+        return whole
+
+    def _own(self, keys, position):
+        """Which of the keys are of one table, and their rows in it."""
         ids = keys - self.part.offsets[position]
         own = (ids >= 0) & (ids < self.part.shapes[position][0])
-        whole = np.zeros([self.part.shapes[position][0], self.part.width], rows.dtype)
-        whole[ids[own]] = rows[own]
-        return whole
+        return own, ids[own]
 
     def write(self, what, position, value):
         """Gives it of one table; of the others it stays. Alike on all replicas."""
@@ -176,9 +181,8 @@ class _RowsWindow:
             whole = np.zeros([len(keys), self.part.width], rows.dtype)
             whole[np.searchsorted(keys, before)] = rows
             if name == what:
-                own = keys - self.part.offsets[position]
-                mine = (own >= 0) & (own < len(value))
-                whole[mine] = value[own[mine]]
+                own, ids = self._own(keys, position)
+                whole[own] = value[ids]
             for copy in _local(self._of[name]):
                 copy.assign(whole)
         for copy in _local(self._keys):

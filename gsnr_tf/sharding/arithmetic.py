@@ -11,7 +11,14 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from gsnr_tf.rules.rule import Coefficients
-from gsnr_tf.stats import ESTIMATORS, ROW_ESTIMATORS, clip_multiplier, countable, row_moments
+from gsnr_tf.stats import (
+    ESTIMATORS,
+    ROW_ESTIMATORS,
+    clip_multiplier,
+    countable,
+    gsnr_of_share,
+    row_moments,
+)
 
 
 class Statistics(NamedTuple):
@@ -55,6 +62,15 @@ class Arithmetic:
         """Whether any variable has a trust ratio, which waits for its norms."""
         return any(self._adapts)
 
+    @property
+    def bounds(self):
+        """Floor and ceiling of the multiplier."""
+        return self.settings.gamma, self.settings.ceiling
+
+    def gsnr(self, r, number):
+        """The GSNR, of what the estimator gives."""
+        return r if self.settings.estimator == "paper" else gsnr_of_share(r, number)
+
     def weigh(self, elements, mean, variance, number):
         """`Statistics` from mean and variance.
 
@@ -89,8 +105,7 @@ class Arithmetic:
             r,
             elements.broadcast(sums[:, 0]),
             elements.broadcast(sums[:, 1]),
-            self.settings.gamma,
-            self.settings.ceiling,
+            *self.bounds,
         )
         gradient = mean * elements.broadcast(scales)
         if self.settings.clipvalue:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from gsnr_tf.sharding import telemetry
 from gsnr_tf.sharding.arithmetic import Arithmetic, Statistics
-from gsnr_tf.stats import gsnr_of_share, merged
+from gsnr_tf.stats import merged
 
 
 class UpdateKernels:
@@ -28,28 +28,23 @@ class UpdateKernels:
 
     Attributes:
         kind: What shards must have in common to share kernels.
+        math: The `Arithmetic`.
     """
 
     def __init__(self, rule, settings, by_variable, shard, compiled):
-        self._settings = settings
         self._shard = shard
         bucket = shard.bucket
         self._number_of_variables = len(by_variable)
         own = bucket.pick(by_variable)
-        self._math = Arithmetic(rule, settings, own, bucket.dtype, bucket.by_row)
+        self.math = Arithmetic(rule, settings, own, bucket.dtype, bucket.by_row)
         self.kind = (tuple(bucket.shapes), bucket.weights_dtype, tuple(own))
-        fused = _fused if compiled else lambda kernel: kernel
-        self.statistics = fused(self._statistics)
-        self.weigh = fused(self._weigh)
-        self.direction = fused(self._direction)
-        self.descend = fused(self._descend)
-        self.update = fused(self._update) if rule.compiled else self._update
-        self.sampled_sums = fused(self._sampled_sums)
-
-    @property
-    def adapts(self):
-        """See `Arithmetic`."""
-        return self._math.adapts
+        as_program = fused if compiled else lambda kernel: kernel
+        self.statistics = as_program(self._statistics)
+        self.weigh = as_program(self._weigh)
+        self.direction = as_program(self._direction)
+        self.descend = as_program(self._descend)
+        self.update = as_program(self._update) if rule.compiled else self._update
+        self.sampled_sums = as_program(self._sampled_sums)
 
     # ---- statistics ------------------------------------------------------------------
 
@@ -67,7 +62,7 @@ class UpdateKernels:
 
     def _weigh(self, mean, variance, number):
         """`Statistics` from mean and variance, flat vectors."""
-        return self._math.weigh(self._shard, *self._shard.in_shape(mean, variance), number)
+        return self.math.weigh(self._shard, *self._shard.in_shape(mean, variance), number)
 
     # ---- the rule, in two phases where norms have to be summed over shards -----------
 
@@ -87,11 +82,11 @@ class UpdateKernels:
         """
         theta = self._shard.cut(variables)
         values = _values(slots)
-        _, u, moved = self._math.toward(self._shard, theta, statistics, values, scales, rate, t)
-        if self.adapts:
+        _, u, moved = self.math.toward(self._shard, theta, statistics, values, scales, rate, t)
+        if self.math.adapts:
             self._keep(slots, moved, active)
             return u, self._shard.sums(theta * theta, u * u)
-        new, moved = self._math.descended(self._shard, theta, u, None, moved, rate, t)
+        new, moved = self.math.descended(self._shard, theta, u, None, moved, rate, t)
         self._keep(slots, moved, active)
         return self._sendable(new, theta, active), None
 
@@ -103,7 +98,7 @@ class UpdateKernels:
         """
         theta = self._shard.cut(variables)
         old = _values(slots)
-        new, moved = self._math.descended(self._shard, theta, u, norms, old, rate, t)
+        new, moved = self.math.descended(self._shard, theta, u, norms, old, rate, t)
         changed = {name: value for name, value in moved.items() if value is not old[name]}
         self._keep(slots, changed, active)
         return self._sendable(new, theta, active)
@@ -119,9 +114,9 @@ class UpdateKernels:
         """
         shard = self._shard
         theta, slots = shard.cut(variables), {k: shard.cut(s) for k, s in slots.items()}
-        _, u, moved = self._math.toward(shard, theta, statistics, slots, scales, rate, t)
-        norms = shard.sums(theta * theta, u * u) if self.adapts else None
-        new, moved = self._math.descended(shard, theta, u, norms, moved, rate, t)
+        _, u, moved = self.math.toward(shard, theta, statistics, slots, scales, rate, t)
+        norms = shard.sums(theta * theta, u * u) if self.math.adapts else None
+        new, moved = self.math.descended(shard, theta, u, norms, moved, rate, t)
         new = self._of_active(new, theta, active)
         moved = {k: self._of_active(value, slots[k], active) for k, value in moved.items()}
         return self._by_variable(new), {k: self._by_variable(s) for k, s in moved.items()}
@@ -160,25 +155,19 @@ class UpdateKernels:
         theta = sample.of(self._shard.cut(variables))
         slots = {name: sample.of(slot) for name, slot in slots.items()}
         sampled = Statistics(mean, r, noise, statistics.sums)
-        multiplier, u, _ = self._math.toward(sample, theta, sampled, slots, scales, rate, t)
-        if self._settings.estimator != "paper":
-            r = gsnr_of_share(r, number)
-        bounds = (self._settings.gamma, self._settings.ceiling)
-        return telemetry.sampled_sums(sample, mean, r, multiplier, bounds, theta, u)
-
-    def telemetry_table(self, sums, sampled, rate, t):
-        """`telemetry.table` of the sums of all shards."""
-        return telemetry.table(sums, sampled, self._math.phi(sampled[:, 4:6], rate, t))
+        multiplier, u, _ = self.math.toward(sample, theta, sampled, slots, scales, rate, t)
+        r = self.math.gsnr(r, number)
+        return telemetry.sampled_sums(sample, mean, r, multiplier, self.math.bounds, theta, u)
 
 
-_fused = functools.partial(tf.function, jit_compile=True, autograph=False)
+fused = functools.partial(tf.function, jit_compile=True, autograph=False)
 
 
 def _values(slots):
     return {name: tf.convert_to_tensor(slot) for name, slot in slots.items()}
 
 
-@_fused
+@fused
 def merge_workers(means, m2s, weights, dtype, with_m2):
     """Mean and m2 of the samples of several ranks, which then count as a group.
 

@@ -43,8 +43,9 @@ class ShardedRows:
         plan = self._comm.exchange_plan
         ranks = len(plan.owner_ranks)
         for number, (stage, theirs) in enumerate(zip(plan.stages, weights)):
-            places = plan.positions(moments.keys % tf.constant(ranks, moments.keys.dtype))
-            moments = self._exchanged(moments, places[number], stage, theirs, number)
+            shards = moments.keys % tf.constant(ranks, moments.keys.dtype)
+            place = plan.position(number, shards)
+            moments = self._exchanged(moments, place, stage, theirs, number)
             if stage is not plan.stages[-1] and not compares_workers:
                 moments = moments._replace(m2=None)
         return moments

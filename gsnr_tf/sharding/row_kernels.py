@@ -5,15 +5,14 @@ known before. So rows go through the compiled programs a fixed number at a time,
 keeps them in the cache; the last ones are filled up.
 """
 
-import functools
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from gsnr_tf.sharding import telemetry
 from gsnr_tf.sharding.arithmetic import Arithmetic
+from gsnr_tf.sharding.kernels import fused
 from gsnr_tf.sharding.tables import TouchedRows
-from gsnr_tf.stats import gsnr_of_share
 
 # Elements that go at a time: a dozen tensors of them fit a core's cache.
 _ELEMENTS = 2**15
@@ -46,24 +45,22 @@ class RowKernels:
         by_variable: List of `VariableSettings`, of all variables of the model.
         tables: The `Tables`.
         compiled: Whether XLA compiles them.
+
+    Attributes:
+        math: The `Arithmetic`.
     """
 
     def __init__(self, rule, settings, by_variable, tables, compiled):
-        self._math = Arithmetic(
+        self.math = Arithmetic(
             rule, settings, tables.pick(by_variable), tables.dtype, tables.by_row
         )
         self._tables = tables
         self._names = rule.slots
         self._at_a_time = max(1, _ELEMENTS // tables.width) if compiled else None
         self._variables = len(by_variable)
-        fused = _fused if compiled else lambda kernel: kernel
-        self._weigh, self._toward = fused(self._weigh), fused(self._toward)
-        self._descend = fused(self._descend)
-
-    @property
-    def adapts(self):
-        """See `Arithmetic`."""
-        return self._math.adapts
+        if compiled:
+            self._weigh, self._toward = fused(self._weigh), fused(self._toward)
+            self._descend = fused(self._descend)
 
     def statistics(self, moments, number):
         """`RowStatistics` of all samples.
@@ -96,7 +93,7 @@ class RowKernels:
         (u, slots), norms = self._by_rows(
             self._toward, [1, len(self._names)], statistics.keys, rows, 2, *shared
         )
-        return u, slots, norms if self.adapts else None
+        return u, slots, norms if self.math.adapts else None
 
     def descend(self, keys, theta, u, slots, norms, rate, t):
         """The new rows, and slots, once the norms of all shards are known."""
@@ -118,26 +115,27 @@ class RowKernels:
     # ---- programs on some rows: `(tensors of rows, sums)` ------------------------------
 
     def _weigh(self, table, rows, number):
-        return [], self._math.weigh(TouchedRows(self._tables, table), *rows, number).sums
+        return [], self.math.weigh(TouchedRows(self._tables, table), *rows, number).sums
 
     def _toward(self, table, rows, sums, scales, rate, t, number):
         touched = TouchedRows(self._tables, table)
         mean, variance, theta, slots = rows
         slots = self._apart(slots)
-        statistics = self._math.weigh(touched, mean, variance, number)._replace(sums=sums)
-        _, u, slots = self._math.toward(touched, theta, statistics, slots, scales, rate, t)
+        # Anew: r of all rows would be one more tensor to keep, and costs nothing here.
+        statistics = self.math.weigh(touched, mean, variance, number)._replace(sums=sums)
+        _, u, slots = self.math.toward(touched, theta, statistics, slots, scales, rate, t)
         norms = tf.zeros([len(self._tables.indices), 2], theta.dtype)
-        if self.adapts:
+        if self.math.adapts:
             norms = touched.sums(theta * theta, u * u)
         else:
-            u, slots = self._math.descended(touched, theta, u, None, slots, rate, t)
+            u, slots = self.math.descended(touched, theta, u, None, slots, rate, t)
         return [u, self._together(slots, theta)], norms
 
     def _descend(self, table, rows, norms, rate, t):
         touched = TouchedRows(self._tables, table)
         theta, u, slots = rows
         slots = self._apart(slots)
-        theta, slots = self._math.descended(touched, theta, u, norms, slots, rate, t)
+        theta, slots = self.math.descended(touched, theta, u, norms, slots, rate, t)
         return [theta, self._together(slots, theta)], tf.zeros_like(norms)
 
     def _by_rows(self, program, outputs, keys, rows, columns, *shared):
@@ -191,18 +189,10 @@ class RowKernels:
         mean, variance = sample.first(statistics.mean), sample.first(statistics.variance)
         theta = sample.first(theta)
         slots = self._apart(sample.first(slots))
-        found = self._math.weigh(rows, mean, variance, number)._replace(sums=statistics.sums)
-        multiplier, u, _ = self._math.toward(rows, theta, found, slots, scales, rate, t)
-        r = found.r
-        if self._math.settings.estimator != "paper":
-            r = gsnr_of_share(r, number)
-        bounds = (self._math.settings.gamma, self._math.settings.ceiling)
+        found = self.math.weigh(rows, mean, variance, number)._replace(sums=statistics.sums)
+        multiplier, u, _ = self.math.toward(rows, theta, found, slots, scales, rate, t)
+        r = self.math.gsnr(found.r, number)
         parts = [sample.of(vector) for vector in (mean, r, multiplier)]
-        return telemetry.sampled_sums(sample, *parts, bounds, sample.of(theta), sample.of(u))
-
-    def telemetry_table(self, sums, sampled, rate, t):
-        """`telemetry.table` of the sums of all shards."""
-        return telemetry.table(sums, sampled, self._math.phi(sampled[:, 4:6], rate, t))
-
-
-_fused = functools.partial(tf.function, jit_compile=True, autograph=False)
+        return telemetry.sampled_sums(
+            sample, *parts, self.math.bounds, sample.of(theta), sample.of(u)
+        )

@@ -137,7 +137,22 @@ def clock(after):
         return tf.timestamp()
 
 
-class StridedSubsample:
+class _Subsample:
+    """Sums over the elements of a subsample, each of which stands for `weights` of them.
+
+    A subclass sets `weights` `[n]`, `_variable_of` `[n]` and `_variables`, how many there are.
+    """
+
+    def sums(self, *vectors):
+        """Sums over each variable of vectors of its elements, weighted."""
+        weighted = tf.stack(vectors, axis=1) * tf.cast(self.weights, vectors[0].dtype)[:, None]
+        return tf.math.unsorted_segment_sum(weighted, self._variable_of, self._variables)
+
+    def counts(self, bins, weights, number):
+        return summary.counts_by_bin(bins, weights, self._variable_of, self._variables, number)
+
+
+class StridedSubsample(_Subsample):
     """Some elements of a `Shard`, evenly spread over its variables, in place of all.
 
     Args:
@@ -175,19 +190,8 @@ class StridedSubsample:
         """From a number for each variable to one for each of its elements."""
         return tf.gather(values, self._variable_of)
 
-    def sums(self, *vectors):
-        """Sums over each variable of vectors of its elements, weighted."""
-        weighted = (
-            tf.stack(vectors, axis=1)
-            * self.weights.astype(vectors[0].dtype.as_numpy_dtype)[:, None]
-        )
-        return tf.math.unsorted_segment_sum(weighted, self._variable_of, self._variables)
 
-    def counts(self, bins, weights, number):
-        return summary.counts_by_bin(bins, weights, self._variable_of, self._variables, number)
-
-
-class RowSample:
+class RowSample(_Subsample):
     """The first of the touched rows of some tables, in place of all.
 
     They come as they were looked up, which has nothing to do with what is recorded.
@@ -222,14 +226,6 @@ class RowSample:
         """The elements of these rows, of `[rows, width]` or `[rows, 1]`."""
         many = tf.shape(vector)[0]
         return tf.reshape(tf.broadcast_to(vector, [many, self._width]), [-1])
-
-    def sums(self, *vectors):
-        """Sums over each table of vectors of its elements, weighted."""
-        weighted = tf.stack(vectors, axis=1) * self.weights[:, None]
-        return tf.math.unsorted_segment_sum(weighted, self._variable_of, self._variables)
-
-    def counts(self, bins, weights, number):
-        return summary.counts_by_bin(bins, weights, self._variable_of, self._variables, number)
 
 
 def sampled_sums(sample, mean, r, multiplier, bounds, theta, u):

@@ -11,6 +11,7 @@ import functools
 
 import tensorflow as tf
 
+from gsnr_tf.sharding import telemetry
 from gsnr_tf.sharding.kernels import UpdateKernels, clip_scales
 from gsnr_tf.sharding.row_kernels import RowKernels
 
@@ -131,7 +132,7 @@ class Update:
 
     def _tables(self, rate, t, all_sums, all_sampled):
         return [
-            kernels.telemetry_table(sums, sampled, rate, t)
+            telemetry.table(sums, sampled, kernels.math.phi(sampled[:, 4:6], rate, t))
             for kernels, sums, sampled in zip(self._kernels, all_sums, all_sampled)
         ]
 

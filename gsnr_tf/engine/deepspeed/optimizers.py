@@ -8,6 +8,8 @@ They are chosen by the name in a configuration ("AdamW", "Lamb", "SGD", "Lion", 
 import keras
 import tensorflow as tf
 
+from gsnr_tf.optimizers.arguments import given
+
 _register = keras.saving.register_keras_serializable("gsnr_tf")
 
 
@@ -18,7 +20,7 @@ class _DeepSpeedOptimizer(keras.optimizers.Optimizer):
     # What `get_config` adds to that of Keras.
     own = ()
 
-    def _set_up(self, learning_rate, weight_decay, keras_arguments, **own):
+    def _set_up(self, learning_rate, weight_decay, kwargs, **own):
         for name, beta in own.items():
             if name.startswith("beta_") and not 0 <= beta < 1:
                 raise ValueError(f"{name} must be in [0, 1). Received: {name}={beta}")
@@ -26,7 +28,7 @@ class _DeepSpeedOptimizer(keras.optimizers.Optimizer):
             raise ValueError(
                 f"weight_decay must be at least 0. Received: weight_decay={weight_decay}"
             )
-        super().__init__(learning_rate=learning_rate, **keras_arguments)
+        super().__init__(learning_rate=learning_rate, **kwargs)
         self.decay = float(weight_decay or 0.0)
         self.own = tuple(own)
         for name, value in own.items():
@@ -94,22 +96,12 @@ class DeepSpeedAdam(_DeepSpeedOptimizer):
         adam_w_mode=True,
         **kwargs,
     ):
-        self._set_up(
-            learning_rate,
-            weight_decay,
-            kwargs,
-            beta_1=beta_1,
-            beta_2=beta_2,
-            epsilon=epsilon,
-            bias_correction=bias_correction,
-            adam_w_mode=adam_w_mode,
-        )
+        self._set_up(**given(locals()))
 
     def rule(self, theta, gradient, slots, rate, decay, t):
         if not self.adam_w_mode:
             gradient += decay * theta
-        m = self.beta_1 * slots["momentum"] + (1 - self.beta_1) * gradient
-        v = self.beta_2 * slots["velocity"] + (1 - self.beta_2) * tf.square(gradient)
+        m, v = _moments(self, gradient, slots)
         m_hat, v_hat = m, v
         if self.bias_correction:
             m_hat, v_hat = m / _missing(self.beta_1, t), v / _missing(self.beta_2, t)
@@ -156,21 +148,10 @@ class DeepSpeedLamb(_DeepSpeedOptimizer):
                 "min_coeff must be at least 0 and at most max_coeff. Received: "
                 f"min_coeff={min_coeff}, max_coeff={max_coeff}"
             )
-        self._set_up(
-            learning_rate,
-            weight_decay,
-            kwargs,
-            beta_1=beta_1,
-            beta_2=beta_2,
-            epsilon=epsilon,
-            bias_correction=bias_correction,
-            max_coeff=max_coeff,
-            min_coeff=min_coeff,
-        )
+        self._set_up(**given(locals()))
 
     def rule(self, theta, gradient, slots, rate, decay, t):
-        m = self.beta_1 * slots["momentum"] + (1 - self.beta_1) * gradient
-        v = self.beta_2 * slots["velocity"] + (1 - self.beta_2) * tf.square(gradient)
+        m, v = _moments(self, gradient, slots)
         step = m / (tf.sqrt(v) + self.epsilon) + decay * theta
         theta_norm, step_norm = tf.norm(theta), tf.norm(step)
         both = tf.logical_and(theta_norm > 0, step_norm > 0)
@@ -214,14 +195,7 @@ class DeepSpeedSGD(_DeepSpeedOptimizer):
                 "nesterov needs a momentum and no dampening. Received: "
                 f"momentum={momentum}, dampening={dampening}"
             )
-        self._set_up(
-            learning_rate,
-            weight_decay,
-            kwargs,
-            momentum=momentum,
-            dampening=dampening,
-            nesterov=nesterov,
-        )
+        self._set_up(**given(locals()))
 
     @property
     def slots(self):
@@ -253,7 +227,7 @@ class DeepSpeedLion(_DeepSpeedOptimizer):
     slots = ("momentum",)
 
     def __init__(self, learning_rate=0.001, beta_1=0.9, beta_2=0.999, weight_decay=0.0, **kwargs):
-        self._set_up(learning_rate, weight_decay, kwargs, beta_1=beta_1, beta_2=beta_2)
+        self._set_up(**given(locals()))
 
     def rule(self, theta, gradient, slots, rate, decay, t):
         m = slots["momentum"]
@@ -287,14 +261,7 @@ class DeepSpeedAdagrad(_DeepSpeedOptimizer):
         epsilon=1e-10,
         **kwargs,
     ):
-        self._set_up(
-            learning_rate,
-            weight_decay,
-            kwargs,
-            lr_decay=lr_decay,
-            initial_accumulator_value=initial_accumulator_value,
-            epsilon=epsilon,
-        )
+        self._set_up(**given(locals()))
 
     def rule(self, theta, gradient, slots, rate, decay, t):
         gradient += decay * theta
@@ -303,6 +270,13 @@ class DeepSpeedAdagrad(_DeepSpeedOptimizer):
         rate = rate / (1 + (t - 1) * self.lr_decay)
         root = tf.sqrt(total + self.initial_accumulator_value)
         return theta - rate * gradient / (root + self.epsilon), {"squares": total}
+
+
+def _moments(rule, gradient, slots):
+    """m and v of Adam and LAMB after an update, without bias correction."""
+    m = rule.beta_1 * slots["momentum"] + (1 - rule.beta_1) * gradient
+    v = rule.beta_2 * slots["velocity"] + (1 - rule.beta_2) * tf.square(gradient)
+    return m, v
 
 
 def _missing(beta, t):

@@ -143,7 +143,6 @@ def _optimizer(values, work):
     name = section.get("type") if isinstance(section, dict) else None
     if not isinstance(name, str):
         return None
-    advice = table.REFUSED_OPTIMIZERS.get(name.lower())
     advice = table.refused_optimizer(name)
     if advice:
         work.refuse("optimizer.type", f"{shown(name)} of DeepSpeed is not supported: {advice}.")
@@ -226,13 +225,13 @@ def _zero(values, rule, work):
     section = values.get("zero_optimization")
     section = dict(section) if isinstance(section, dict) else {}
     divides = rule is not None and rule.gsnr
-    if section.get("stage") == 3 and not work.strict:
-        how = table.STAGE_3 if divides else table.STAGE_3_WHOLE
-        work.tell(Kind.OTHER_ROUNDING.value, "zero_optimization.stage", f"3: {how}")
-        section["stage"] = 2
-    elif section.get("stage") == 3:
-        work.refuse("zero_optimization.stage", f"3 of DeepSpeed is not supported: {table.STAGE_3}.")
-        section["stage"] = 2
+    if section.get("stage") == 3:
+        section["stage"], path = 2, "zero_optimization.stage"
+        if work.strict:
+            work.refuse(path, f"3 of DeepSpeed is not supported: {table.STAGE_3}.")
+        else:
+            how = table.STAGE_3 if divides else table.STAGE_3_WHOLE
+            work.tell(Kind.OTHER_ROUNDING.value, path, f"3: {how}")
     if isinstance(section.get("stage"), float) and section["stage"] in (0, 1, 2):
         section["stage"] = int(section["stage"])
     if rule is not None and not divides and not work.strict:
