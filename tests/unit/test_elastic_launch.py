@@ -126,7 +126,7 @@ from horovod.runner.elastic.discovery import FixedHosts
 from horovod.runner.util.threads import in_thread
 
 def run(command, slot, events):
-    print("runs as", slot.rank, flush=True)
+    sys.stdout.write(f"runs as {slot.rank}\\n")
     return events
 
 gloo_run._exec_command_fn = lambda settings: run
@@ -155,7 +155,7 @@ driver = gloo_run.ElasticDriver(
 starts, ends = threading.Semaphore(0), {"a": [], "b": []}
 
 def work(slot, events):
-    print("starts on", slot.hostname, flush=True)
+    sys.stdout.write(f"starts on {slot.hostname}\\n")  # At once: two threads write.
     end = threading.Event()
     ends[slot.hostname].append(end)
     starts.release()
