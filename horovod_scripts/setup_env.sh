@@ -35,7 +35,7 @@ stop() {
     exit 1
 }
 
-# Reads the options of quickstart.sh and test.sh: sets wish (auto, cpu or gpu) and
+# Reads the options of quickstart.sh, test.sh and docs.sh: sets wish (auto, cpu or gpu) and
 # rest, the arguments that are not theirs. The caller has a function `usage`.
 # shellcheck disable=SC2034 # both are for the caller
 read_options() {
