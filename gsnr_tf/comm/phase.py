@@ -3,8 +3,10 @@
 Read off its stack, so that scripts, Keras and callbacks need not say it themselves.
 """
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import os
 import sys
 import sysconfig
@@ -59,8 +61,26 @@ class Phase:
 def of_main_thread():
     """The `Phase` of the main thread."""
     main = threading.main_thread()
-    frame = sys._current_frames().get(main.ident or 0) if main.is_alive() else None
-    return of_frame(frame) if frame else Phase("ended", False, "")
+    with _no_collection():
+        frame = sys._current_frames().get(main.ident or 0) if main.is_alive() else None
+        return of_frame(frame) if frame else Phase("ended", False, "")
+
+
+@contextlib.contextmanager
+def _no_collection():
+    """Keeps the garbage collector from running meanwhile.
+
+    Up to Python 3.11 it may run wherever an object is made, such as that for a frame of
+    another thread. Its finalizers let that thread go on and return from the frame, whose
+    memory is then read all the same: Python crashes.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def of_frame(frame):

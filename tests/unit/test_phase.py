@@ -1,5 +1,6 @@
 """What the stack of a thread says about what it does, asked for in the midst of it."""
 
+import gc
 import sys
 import threading
 
@@ -129,3 +130,17 @@ def test_a_thread_that_has_ended(monkeypatch):
     over.join()
     monkeypatch.setattr(threading, "main_thread", lambda: over)
     assert phase.of_main_thread() == phase.Phase("ended", False, "")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_nothing_is_collected_while_a_stack_is_read(monkeypatch, enabled):
+    """Python 3.11 crashes where a collection lets the other thread return meanwhile."""
+    seen = []
+    monkeypatch.setattr(phase, "of_frame", lambda _: seen.append(gc.isenabled()))
+    try:
+        if not enabled:
+            gc.disable()
+        phase.of_main_thread()
+        assert seen == [False] and gc.isenabled() == enabled
+    finally:
+        gc.enable()
