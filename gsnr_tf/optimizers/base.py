@@ -16,6 +16,7 @@ import tensorflow as tf
 from gsnr_tf.comm import native
 from gsnr_tf.optimizers import loss_weight
 from gsnr_tf.optimizers.accumulation import AccumulatesWindows
+from gsnr_tf.optimizers.eagerly import build_outside_of_traces
 from gsnr_tf.optimizers.exclusions import path_of
 from gsnr_tf.optimizers.skips import Skips
 from gsnr_tf.optimizers.state import Unsaved, WholeState
@@ -147,6 +148,8 @@ class DistributedStep(ConnectsWorkers, AccumulatesWindows, WholeState, keras.opt
 
     def apply(self, grads, trainable_variables=None, examples=None):
         """Like `apply_gradients`, with gradients and variables apart."""
+        if not self.built and trainable_variables is not None:
+            build_outside_of_traces(self, list(trainable_variables))
         self._examples = examples
         try:
             super().apply(grads, trainable_variables)

@@ -79,6 +79,8 @@ class LossScaleOptimizer(WholeState, _KerasLossScaleOptimizer):
 
     def apply(self, grads, trainable_variables=None, examples=None):
         if not self.built:
+            # Within the trace, so that tf.function makes another: in this one Keras has
+            # scaled the loss by a constant.
             self.build(list(trainable_variables))
         variables = trainable_variables or self._trainable_variables
         inner = self.inner_optimizer

@@ -1,12 +1,11 @@
 """The workers of an optimizer: how they meet, and what they make sure of then."""
 
-import concurrent.futures
-
 import keras
 import tensorflow as tf
 
 from gsnr_tf import comm
 from gsnr_tf.optimizers import consensus
+from gsnr_tf.optimizers.eagerly import outside_of_traces
 from gsnr_tf.optimizers.header import UpdateHeader
 
 _order = consensus.Order()
@@ -65,7 +64,7 @@ class ConnectsWorkers:
         if self._has_ranks():
             # Asked here: Keras has the policy of a thread.
             policy = keras.config.dtype_policy().name
-            _outside_of_traces(self._connect_ranks, policy, root)
+            outside_of_traces(self._connect_ranks, policy, root)
             self._shared = self._comm.broadcast(self._trainable_variables, root)
         else:
             self.check_workers()
@@ -121,13 +120,3 @@ class ConnectsWorkers:
 
     def share_state(self, root=0):
         """Gives all ranks the state of one: of this class, all state is in variables."""
-
-
-def _outside_of_traces(fn, *args):
-    """Calls `fn(*args)` eagerly, though a train step be traced.
-
-    In a thread of its own, since tf.function notices variables that are made while it
-    traces, also within `tf.init_scope`, and would trace the step once more.
-    """
-    with concurrent.futures.ThreadPoolExecutor(1) as executor:
-        return executor.submit(fn, *args).result()
