@@ -79,4 +79,4 @@ fi
 share_machine 2
 last_step "Running the tests"
 # Two files at a time: many tests wait for processes that they have started.
-exec "$python" -m pytest -n 2 --dist loadfile "$@" </dev/null
+exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" </dev/null

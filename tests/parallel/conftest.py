@@ -10,12 +10,17 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items):
-    """Tests on the same number of ranks come together, so that ranks start once."""
-    here = [i for i in items if i.path.parent == HERE]
-    sizes = {i: getattr(i, "callspec", None) for i in here}
-    sizes = {i: spec.params.get("ranks", 2) if spec else 2 for i, spec in sizes.items()}
-    ordered = iter(sorted(here, key=sizes.get))
-    items[:] = [next(ordered) if item in sizes else item for item in items]
+    """Tests on the same ranks come together, so that ranks start once."""
+    ordered = iter(sorted((i for i in items if i.path.parent == HERE), key=_ranks_of))
+    items[:] = [next(ordered) if item.path.parent == HERE else item for item in items]
+
+
+def _ranks_of(item):
+    """How many ranks a test needs, on how many hosts: what its parameters say, or 2 and 1."""
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    marker = item.get_closest_marker("on_hosts")
+    ranks, hosts = marker.args if marker else (2, 1)
+    return given.get("ranks", ranks), given.get("hosts", hosts)
 
 
 # Jobs that wait for the next body, by number of ranks and of hosts.
@@ -32,8 +37,7 @@ def pytest_runtest_teardown(nextitem):
 @pytest.fixture
 def on_ranks(request):
     """`on_ranks(n, body, *args, hosts=1)`: what `body` returned on each of `n` ranks."""
-    # The ranks cannot import test modules: send their functions by value.
-    cloudpickle.register_pickle_by_value(sys.modules[request.module.__name__])
+    _send_by_value(request)
 
     def run(size, body, *args, hosts=1, **options):
         wanted = (size, hosts)
@@ -44,3 +48,23 @@ def on_ranks(request):
         return _pool[wanted].run(body, *args, **options)
 
     return run
+
+
+@pytest.fixture
+def on_new_ranks(request):
+    """`on_new_ranks(n, body, *args)`: the same, on ranks that have run nothing before."""
+    _send_by_value(request)
+
+    def run(size, body, *args):
+        job = Ranks(size)
+        try:
+            return job.run(body, *args)
+        finally:
+            job.stop()
+
+    return run
+
+
+def _send_by_value(request):
+    # The ranks cannot import test modules.
+    cloudpickle.register_pickle_by_value(sys.modules[request.module.__name__])
