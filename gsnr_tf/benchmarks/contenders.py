@@ -51,9 +51,10 @@ def chosen(rule, dtypes):
         yield f"allreduce, Keras {rule}", keras_plain
     yield f"allreduce, fused {rule}", fused_plain
     yield "GSNR, sharding=none", functools.partial(gsnr, sharding="none")
+    yield "GSNR", gsnr
     for dtype in dtypes:
         name = "GSNR, slices" + ("" if dtype == "float32" else f", {dtype}")
-        yield name, functools.partial(gsnr, communication_dtype=dtype)
+        yield name, functools.partial(gsnr, sharding="slices", communication_dtype=dtype)
 
 
 def _update(step):

@@ -42,8 +42,10 @@ FAMILY_ARGUMENTS = """gamma: Float in (0, 1]. Floor of the multiplier (Eq. 9). D
         sharding: "slices" (under Horovod each rank takes the statistics, computes the
             update and keeps the state of one slice; see gsnr_tf/sharding), "none"
             (every worker updates all parameters) or "auto". "auto" is "slices" under
-            Horovod, with one exception: "none" where a host has more than 3 ranks and
-            either hosts have different numbers of ranks or the job is elastic.
+            Horovod, with two exceptions: "none" where a host has more than 3 ranks and
+            either hosts have different numbers of ranks or the job is elastic; and
+            a model of at most 131,072 parameters (parameters × ranks at most 1,048,576)
+            is updated whole by each rank, which gets all samples by one all-gather.
             Defaults to "auto".
         bucket_bytes: Int. Gradients travel in buckets of about this size as backward
             yields them, larger ones alone. Defaults to 4 MiB.

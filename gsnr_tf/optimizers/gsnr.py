@@ -243,7 +243,10 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
 
     def _choose_workers(self):
         super()._choose_workers()
-        self._plan = sampling.plan(sampling.Workers.of(self._comm), self._wishes())
+        workers = sampling.Workers.of(self._comm)
+        # Tables are not small: their rows go to owner ranks, which divide their state.
+        elements = math.inf if any(self._layout.is_table) else self._layout.size
+        self._plan = sampling.plan(workers, self._wishes(), elements)
         if self._plan.hosts > 1:
             self._comm.exchange_by_host()
         self._keeps_m2 = self._plan.keeps_m2
@@ -282,6 +285,7 @@ class GSNROptimizer(Observed, ExcludesFromDecay, DistributedStep):
             self._trainable_variables,
             ReplicatedSlots(slots, self._layout),
             self._collective,
+            self._plan.gathered,
         )
 
     def _whole_slots(self):

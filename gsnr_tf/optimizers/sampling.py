@@ -6,6 +6,11 @@ from typing import NamedTuple
 from gsnr_tf.comm.exchange_plan import by_host_pays
 from gsnr_tf.stats import SOUND_SAMPLES
 
+# A model is small up to so many numbers, and so many of all workers together: each of them
+# gets all samples then, as one collective takes less time than three while there is little to
+# send and to compute. Measured: see "Small models" in benchmarks/RESULTS.md.
+SMALL, SMALL_TOGETHER = 2**17, 2**20
+
 # What may be a sample, the smallest first.
 SAMPLES = ("micro_batch", "worker", "host")
 
@@ -63,6 +68,7 @@ class SamplingPlan:
         workers: Int, how many.
         hosts: Int, how many hosts samples go by; 1 where all ranks exchange at once.
         sharded: Whether each worker owns a shard.
+        gathered: Whether each worker gets all samples, as they are.
         keeps_m2: Whether a worker keeps how far its micro-batches differ.
     """
 
@@ -70,6 +76,7 @@ class SamplingPlan:
     workers: int
     hosts: int
     sharded: bool
+    gathered: bool
     keeps_m2: bool
 
     @property
@@ -84,12 +91,13 @@ class SamplingPlan:
         return self.workers * (accumulation if self.sample == "micro_batch" else 1)
 
 
-def plan(workers, wishes):
+def plan(workers, wishes, elements):
     """Decides what a sample is, and where samples come together.
 
     Args:
         workers: `Workers`.
         wishes: `Wishes`.
+        elements: How many numbers the model has to train.
 
     Returns:
         A `SamplingPlan`.
@@ -97,7 +105,8 @@ def plan(workers, wishes):
     Raises:
         ValueError: A wish cannot be met by these workers.
     """
-    sharded = _shards(workers, wishes)
+    gathered = _gathers(workers, wishes, elements)
+    sharded = not gathered and _shards(workers, wishes)
     _check_sharding(sharded, workers, wishes)
     hosts = workers.hosts if sharded else 1
     sample = _sample(hosts, workers, wishes)
@@ -108,8 +117,17 @@ def plan(workers, wishes):
         workers=workers.number,
         hosts=hosts if by_host else 1,
         sharded=sharded,
+        gathered=gathered,
         keeps_m2=accumulates and sample == "micro_batch",
     )
+
+
+def _gathers(workers, wishes, elements):
+    small = elements <= SMALL and workers.number * elements <= SMALL_TOGETHER
+    ranks = workers.can_shard and workers.number > 1
+    # Only to be had with shards.
+    asked = wishes.sample == "host" or wishes.communication_dtype != "float32"
+    return small and ranks and wishes.sharding == "auto" and not asked
 
 
 def _shards(workers, wishes):

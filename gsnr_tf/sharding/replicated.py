@@ -3,7 +3,10 @@
     gradients → allreduce of means, then of deviations about them → statistics, rule,
     state, all on every worker
 
-What replicas and a single process use, and ranks with `sharding="none"`.
+What replicas and a single process use, and ranks with `sharding="none"`. By themselves
+ranks of a small model get all samples by one collective, as each costs more than the rest:
+
+    gradients → all-gather of all samples → statistics, rule, state, all on every worker
 """
 
 import functools
@@ -28,6 +31,7 @@ class Replicated:
         variables: List of the model's trainable variables.
         slots: `ReplicatedSlots`.
         name: Prefix of the names of collectives.
+        gathered: Whether workers get all samples, as they are; of ranks only.
 
     Attributes:
         shards: A `Shard` for each bucket.
@@ -38,14 +42,16 @@ class Replicated:
 
     partitioned = False
 
-    def __init__(self, communicator, layout, variables, slots, name):
+    def __init__(self, communicator, layout, variables, slots, name, gathered=False):
         self.communicator = communicator
         self.slots = slots
         self.shards = [Shard.whole(bucket) for bucket in layout.buckets]
-        self.compiled = layout.size >= _WORTH_COMPILING
+        received = communicator.workers if gathered else 1
+        self.compiled = received * layout.size >= _WORTH_COMPILING
         self._layout = layout
         self._variables = variables
         self._name = name
+        self._gathered = gathered and bool(self.shards)
         self.tables = layout.tables
         self._rows = [
             ReplicatedRows(communicator, tables, f"{name}.table{number}")
@@ -60,8 +66,17 @@ class Replicated:
     def statistics(self, kernels, moments, weighted, riders, samples):
         """See `Update.reduce`."""
         comm, buckets = self.communicator, len(self.shards)
+        statistics = self._of_all_samples if self._gathered else self._of_sums
+        found, riders = statistics(kernels, moments[:buckets], weighted, riders, samples)
+        for one, rows, own in zip(kernels[buckets:], self._rows, moments[buckets:]):
+            whole = rows.merged(own, weighted)
+            found = [*found, comm.each(functools.partial(_statistics, one, samples), whole)]
+        return found, riders
+
+    def _of_sums(self, kernels, moments, weighted, riders, samples):
+        comm = self.communicator
         means, variances, riders = comm.reduce_moments(
-            moments[:buckets], self._name, self._layout.carrier, weighted, riders=riders
+            moments, self._name, self._layout.carrier, weighted, riders=riders
         )
 
         def weigh(means, variances):
@@ -70,10 +85,30 @@ class Replicated:
                 for one, mean, variance in zip(kernels, means, variances)
             ]
 
-        found = comm.each(weigh, means, variances)
-        for one, rows, own in zip(kernels[buckets:], self._rows, moments[buckets:]):
-            whole = rows.merged(own, weighted)
-            found = [*found, comm.each(functools.partial(_statistics, one, samples), whole)]
+        return comm.each(weigh, means, variances), riders
+
+    def _of_all_samples(self, kernels, moments, weighted, riders, samples):
+        del weighted  # Weights always travel: a number each.
+        sizes = [bucket.size for bucket in self._layout.buckets]
+        own = [one.mean for one in moments]
+        has_m2 = moments[0].m2 is not None
+        if has_m2:
+            own, sizes = [*own, *(one.m2 for one in moments)], 2 * sizes
+        own, sizes = [*own, moments[0].weight[None]], [*sizes, 1]
+        if riders is not None:
+            own, sizes = [*own, riders], [*sizes, riders.shape[0]]
+        name = f"{self._name}.samples"
+        joined = self.communicator.all_gather_rows(tf.concat(own, axis=0)[None], name)
+        joined = tf.ensure_shape(joined, [self.communicator.workers, sum(sizes)])
+        parts = tf.split(joined, sizes, axis=1)
+        if riders is not None:
+            riders = tf.reduce_sum(parts.pop(), axis=0)
+        weights = parts.pop()[:, 0]
+        buckets = len(moments)
+        m2s = parts[buckets:] if has_m2 else [None] * buckets
+        found = [
+            one.statistics(mean, m2, weights, samples) for one, mean, m2 in zip(kernels, parts, m2s)
+        ]
         return found, riders
 
     def apply(self, kernels, statistics, scales, rate, t, active, samples):
@@ -137,12 +172,15 @@ class Replicated:
 
     def report(self, samples):
         """See `GSNROptimizer.sharding_report`."""
-        dense = sum(bucket.size for bucket in self._layout.buckets)
+        dense = sum(bucket.size for bucket in self._layout.buckets) * self._layout.dtype.size
         rows = ", and rows of tables as they are touched" if self.tables else ""
+        workers = self.communicator.workers
+        moved = f"reduces {2 * dense:,} bytes an update"
+        if self._gathered:
+            moved = f"gathers {workers * dense:,} bytes an update"
         return (
-            f"{self.communicator.workers} worker(s), k={samples} samples an update; each "
-            f"has all {self._layout.size:,} elements and {self.slots.bytes:,} bytes of state; "
-            f"reduces {2 * dense * self._layout.dtype.size:,} bytes an update{rows}"
+            f"{workers} worker(s), k={samples} samples an update; each has all "
+            f"{self._layout.size:,} elements and {self.slots.bytes:,} bytes of state; {moved}{rows}"
         )
 
 

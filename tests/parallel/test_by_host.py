@@ -55,11 +55,14 @@ def alike(results, expected):
             np.testing.assert_array_equal(found, first)
 
 
+pytestmark = pytest.mark.on_hosts(4, 2)
+
+
 @pytest.mark.parametrize("steps, examples", [(None, None), (2, EXAMPLES)])
 def test_the_update_is_that_of_whole_variables(on_ranks, steps, examples):
     arguments = {"gradient_accumulation_steps": steps}
     (weights, slots, _, _), *_ = on_ranks(4, trained, "none", arguments, examples, hosts=2)
-    by_host = on_ranks(4, trained, "auto", arguments, examples, hosts=2)
+    by_host = on_ranks(4, trained, "slices", arguments, examples, hosts=2)
     for *_, k, report in by_host:
         assert k == 4 * (steps or 1)
         assert report.startswith("4 ranks by way of 2 hosts")

@@ -166,6 +166,7 @@ SLICES = [
     ("HorovodAllreduce", "sums"),
     ("HorovodAlltoall", "mean"),
 ]
+SMALL = [("HorovodAllgather", "samples")]
 
 
 @pytest.mark.parametrize("tensors", [2, 40])
@@ -176,6 +177,8 @@ SLICES = [
         ("none", 2, WHOLE),
         ("slices", None, SLICES),
         ("slices", 2, [*SLICES, ("HorovodAlltoall", "m2")]),
+        ("auto", None, SMALL),
+        ("auto", 2, SMALL),
     ],
 )
 def test_a_bucket_takes_as_many_collectives_whatever_is_in_it(

@@ -83,6 +83,7 @@ def test_two_ranks_are_one_process_that_has_their_batches(on_ranks, optimizer, s
     assert_alike(first, alone(2, name, arguments))
 
 
+@pytest.mark.on_hosts(4, 1)
 @pytest.mark.parametrize("hosts", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_accumulation_on_four_ranks(on_ranks, hosts):
     arguments = {"gradient_accumulation_steps": 2, "estimator": "robust"}

@@ -6,7 +6,10 @@ import pytest
 
 from gsnr_tf.comm import horovod
 from gsnr_tf.optimizers import sampling
-from gsnr_tf.optimizers.sampling import Wishes, Workers
+from gsnr_tf.optimizers.sampling import SMALL, SMALL_TOGETHER, Wishes, Workers
+
+# Elements of a model that is not small.
+MANY = SMALL + 1
 
 
 def communicator(monkeypatch, ranks_of_hosts, rank=0):
@@ -62,7 +65,7 @@ def test_in_an_elastic_job_nobody_is_asked(monkeypatch, hosts, pays):
 
 def decided(monkeypatch, hosts, **wishes):
     workers = Workers.of(communicator(monkeypatch, hosts))
-    return sampling.plan(workers, Wishes(accumulation=2, **wishes))
+    return sampling.plan(workers, Wishes(accumulation=2, **wishes), MANY)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_a_host_is_no_sample_where_samples_cannot_go_by_host(monkeypatch, hosts)
 )
 def test_samples_are_counted(workers, wishes, samples, keeps_m2):
     wishes = Wishes(**wishes)
-    found = sampling.plan(workers, wishes)
+    found = sampling.plan(workers, wishes, MANY)
     assert found.samples(wishes.accumulation) == samples
     assert found.keeps_m2 == keeps_m2
 
@@ -114,21 +117,47 @@ def test_samples_are_counted(workers, wishes, samples, keeps_m2):
 @pytest.mark.parametrize("pays", [True, False])
 @pytest.mark.parametrize("sharding", ["auto", "none", "slices"])
 def test_who_can_shard_does_where_it_pays_or_is_wished(sharding, pays):
-    found = sampling.plan(Workers(2, 1, True, pays), Wishes(sharding=sharding))
+    found = sampling.plan(Workers(2, 1, True, pays), Wishes(sharding=sharding), MANY)
     assert found.sharded == {"auto": pays, "none": False, "slices": True}[sharding]
+
+
+RANKS, MORE_RANKS = Workers(4, 2, True, True), Workers(16, 2, True, True)
+
+
+@pytest.mark.parametrize(
+    "workers, wishes, elements, gathered",
+    [
+        (RANKS, {}, SMALL, True),
+        (RANKS, {}, SMALL + 1, False),
+        (MORE_RANKS, {}, SMALL_TOGETHER // 16, True),
+        (MORE_RANKS, {}, SMALL_TOGETHER // 16 + 1, False),
+        (RANKS, {"accumulation": 3}, 100, True),
+        (RANKS, {"sharding": "none"}, 100, False),
+        (RANKS, {"sharding": "slices"}, 100, False),
+        (RANKS, {"sample": "host"}, 100, False),
+        (RANKS, {"communication_dtype": "bfloat16"}, 100, False),
+        (Workers(1, 1, True, True), {}, 100, False),
+        (Workers(4, kind="StrategyCommunicator"), {}, 100, False),
+    ],
+)
+def test_ranks_of_a_small_model_get_all_samples(workers, wishes, elements, gathered):
+    found = sampling.plan(workers, Wishes(**wishes), elements)
+    assert found.gathered == gathered
+    if wishes.get("sharding") != "none":
+        assert found.sharded == (not gathered and workers.number > 1 and workers.can_shard)
 
 
 def test_wishes_that_cannot_be_met_say_so():
     with pytest.raises(ValueError, match="Slices need Horovod"):
-        sampling.plan(Workers(1), Wishes(sharding="slices"))
+        sampling.plan(Workers(1), Wishes(sharding="slices"), MANY)
     with pytest.raises(ValueError, match="another dtype than float32"):
-        sampling.plan(Workers(4), Wishes(communication_dtype="bfloat16"))
+        sampling.plan(Workers(4), Wishes(communication_dtype="bfloat16"), MANY)
 
 
 def test_few_samples_warn_and_one_is_an_error():
     def said(number, **wishes):
         wishes = Wishes(**wishes)
-        found = sampling.plan(Workers(number), wishes)
+        found = sampling.plan(Workers(number), wishes, MANY)
         return sampling.too_few(found, wishes, "GSNRSGD")
 
     assert "k=2 samples" in said(2)
