@@ -46,7 +46,7 @@ def mean_error():
 
 
 def plain_optimizer():
-    """One that takes half the step for half the loss."""
+    """Half the loss is half the step to it, as it is not to Adam."""
     return keras.optimizers.SGD(0.02, momentum=0.9)
 
 
@@ -56,7 +56,8 @@ def mean_optimizer():
 
 
 def gsnr_optimizer(steps):
-    return gsnr_tf.GSNRAdam(0.05, estimator="robust", gradient_accumulation_steps=steps)
+    arguments = {"estimator": "robust", "gradient_accumulation_steps": steps}
+    return gsnr_tf.GSNRSGD(0.02, momentum=0.9, **arguments)
 
 
 def result(trained, history):
