@@ -49,7 +49,7 @@ def fit_in_strategy(
         steps_per_epoch: Int, batches of an epoch, which goes on where the last one
             ended; left out, the whole dataset.
         initial_epoch: Int, the epoch to begin with.
-        verbose: As for `fit`; "auto" and others but 0 print on the first worker alone.
+        verbose: As for `fit`; the first worker alone prints.
 
     Returns:
         `keras.callbacks.History`: of each epoch, loss and metrics over all examples of all
@@ -77,7 +77,7 @@ def fit_in_strategy(
             test = _on_replicas(strategy, model.test_step)
             validation_batches = distributed(validation_data, strategy)
         wish = _on_replicas(strategy, tf.identity, tf.distribute.ReduceOp.SUM)
-    verbose = verbose if _is_chief(strategy) else 0
+    verbose = verbose if is_chief(strategy) else 0
     told = keras.callbacks.CallbackList(
         callbacks,
         add_history=True,
@@ -173,6 +173,10 @@ def _results(model):
     return {name: value if value.ndim else value.item() for name, value in found.items()}
 
 
-def _is_chief(strategy):
+def is_chief(strategy):
+    """Whether this process is the one that prints and saves, of all workers."""
     resolver = strategy.cluster_resolver
-    return not (resolver and resolver.task_type == "worker" and resolver.task_id)
+    if resolver is None or resolver.task_type is None:
+        return True
+    first = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    return (resolver.task_type, resolver.task_id) == (first, 0)

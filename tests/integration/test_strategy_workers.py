@@ -61,7 +61,7 @@ def test_two_workers_equal_one_process(optimizer):
         json.loads(next(line for line in output.splitlines() if line.startswith("{")))
         for output in outputs
     )
-    assert first == other
+    assert first == other  # bit by bit
     expected = alone(optimizer)
     assert first.keys() == expected.keys()
     for name, values in expected.items():

@@ -1,11 +1,15 @@
 """`fit_in_strategy` on replicas: as one process with the whole batch."""
 
+import json
+import types
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import gsnr_tf
+from gsnr_tf.strategy.fit import is_chief
 from tests import strategy_training as training
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples an update")
@@ -90,6 +94,20 @@ def test_an_optimizer_from_outside_of_the_strategy_is_refused(mirrored):
         model = training.model(optimizer)
     with pytest.raises(ValueError, match="optimizer outside of it"):
         gsnr_tf.fit_in_strategy(model, training.batches())
+
+
+@pytest.mark.parametrize("chief", [[], ["localhost:3"]])
+def test_one_worker_prints(monkeypatch, chief):
+    workers = ["localhost:1", "localhost:2"]
+    tasks = [("chief", 0)] * bool(chief) + [("worker", 0), ("worker", 1)]
+    printing = []
+    for kind, index in tasks:
+        cluster = {"worker": workers, **({"chief": chief} if chief else {})}
+        task = {"cluster": cluster, "task": {"type": kind, "index": index}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        printing.append(is_chief(types.SimpleNamespace(cluster_resolver=resolver)))
+    assert printing == [True] + [False] * (len(tasks) - 1)
 
 
 def test_what_is_no_batch_is_refused():
