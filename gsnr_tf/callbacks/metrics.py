@@ -74,10 +74,10 @@ def _mean(name, by_rank):
 
 
 def _mean_of_leaf(*values):
-    values = [value for value in values if value is not None]
-    if not values:
+    reported = [value for value in values if value is not None]
+    if not reported:
         return None
-    mean = np.mean(np.stack(values), axis=0)
+    mean = np.mean(np.stack(reported), axis=0)
     return mean if mean.ndim else mean.item()
 
 

@@ -242,6 +242,7 @@ class GSNRMonitor(keras.callbacks.Callback):
         self._write([("progress/begun", self._updates)])
 
     def _write(self, events):
+        assert self._sinks is not None  # training has begun
         self._sinks.write_events([(n, v, self._examples) for n, v in events])
 
     def _begin_measures(self):

@@ -78,7 +78,7 @@ class BatchSizeRamp(keras.callbacks.Callback):
         self.share = share
         self.every = every
         self.history = []
-        self.accumulation = None
+        self.accumulation: int | None = None
         self.rate_factor = 1.0
         self._joined = tf.Variable(1, dtype=tf.int64, trainable=False)
 
@@ -169,6 +169,7 @@ class BatchSizeRamp(keras.callbacks.Callback):
 
     def _double(self, joined, trace, signal, size):
         accumulation = self.accumulation
+        assert accumulation is not None  # training has begun
         if 2 * accumulation <= self.max_accumulation:
             self.accumulation = accumulation = 2 * accumulation
             self._optimizer.set_accumulation_steps(accumulation)

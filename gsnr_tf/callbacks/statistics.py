@@ -8,7 +8,7 @@ import tensorflow as tf
 from gsnr_tf import comm
 
 # Models that have not been trained since their statistics were averaged.
-_averaged = weakref.WeakSet()
+_averaged: weakref.WeakSet = weakref.WeakSet()
 
 
 class AverageBatchStatistics(keras.callbacks.Callback):

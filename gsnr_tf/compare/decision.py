@@ -3,7 +3,7 @@
 import math
 from statistics import mean, median
 
-from gsnr_tf.compare import summary
+from gsnr_tf.compare import outcomes, verdicts
 
 _HEAD = """# {task}: does it pay?
 
@@ -37,7 +37,7 @@ def page(study, task, found):
 
 def _saved(own, ranks):
     """The table of the largest batch at which each contender is not behind the reference."""
-    reference = summary.reference(own)
+    reference = outcomes.reference(own)
     if reference is None or not reference.scores:
         return "No base was trained to compare with.\n"
     here = _cost(reference, ranks)
@@ -49,7 +49,7 @@ def _saved(own, ranks):
         f"| {reference.batch:,} | | {here[0]:,} | {here[1]:.2g} | {here[2]:.2g} | |",
     ]
     for name in dict.fromkeys(o.contender for o in own):
-        best = summary.reach([o for o in own if o.contender == name], reference)
+        best = outcomes.reach([o for o in own if o.contender == name], reference)
         if best is None:
             rows.append(f"| {name} | none | | | | | |")
         elif best.ours is not reference:
@@ -61,7 +61,7 @@ def _row(best, here, ranks):
     ours, (updates, hours, workers) = best.ours, _cost(best.ours, ranks)
     saved = f"{1 - updates / here[0]:.0%} of updates, {here[1] - hours:+.2g} h"
     return (
-        f"| {ours.contender} | {ours.batch:,} | {summary.interval(best.found)} | {updates:,} "
+        f"| {ours.contender} | {ours.batch:,} | {verdicts.interval(best.found)} | {updates:,} "
         f"| {hours:.2g} | {workers:.2g} | {saved} |"
     )
 

@@ -1,15 +1,13 @@
 """The pictures of a study."""
 
 import math
-from statistics import mean
+from statistics import mean, stdev
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import ticker
-
-from gsnr_tf.compare.summary import std
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; marks tell them apart
 # in black and white.
@@ -80,7 +78,7 @@ def _with_bars(axis, own, looks, values, label):
         axis.errorbar(
             [outcome.batch * shift for outcome in line],
             [mean(values(outcome)) for outcome in line],
-            yerr=[std(values(outcome)) or 0 for outcome in line],
+            yerr=[_std(values(outcome)) for outcome in line],
             label=name, capsize=3, markersize=6, **looks[name],
         )  # fmt: skip
     axis.set_ylabel(label)
@@ -159,3 +157,8 @@ def _curve(axis, outcome, look):
             outcome.learning_rate, chosen, "o", markersize=13, markerfacecolor="none",
             markeredgecolor=look["color"],
         )  # fmt: skip
+
+
+def _std(values):
+    """Sample standard deviation; 0 of a single value."""
+    return stdev(values) if len(values) > 1 else 0

@@ -8,7 +8,7 @@ from statistics import median
 import rich.box
 from rich.table import Table
 
-from gsnr_tf.compare import decision, plots, race, summary
+from gsnr_tf.compare import decision, outcomes, plots, race, verdicts
 from gsnr_tf.compare.settings import NAMED
 
 STYLE = """
@@ -96,7 +96,7 @@ def finish(study, task, console, groups=None):
         console: A `rich.console.Console`.
         groups: `[test rows]`, whose row each is, or `None`.
     """
-    found = summary.outcomes(study, task)
+    found = outcomes.outcomes(study, task)
     lines = list(sentences(study, found, groups))
     for optimizer in dict.fromkeys(o.optimizer for o in found):
         console.print(_terminal_table(found, optimizer, task))
@@ -115,14 +115,14 @@ def sentences(study, found, groups=None):
         (c.contender.rule, c.batch, c.contender.label, c.contender.samples)
         for c in study.settings.named()
     ]
-    each = summary.comparisons(found, named, study.folder)
-    yield from summary.verdicts(each)
-    yield from summary.verdicts(summary.against_the_strongest(found, study.folder))
-    yield from summary.beside_the_score(each)
-    yield from summary.what_it_takes(each, groups, study.folder)
-    yield from summary.tallies(each)
-    yield from summary.reaches(found)
-    yield from summary.cautions(found)
+    each = outcomes.comparisons(found, named, study.folder)
+    yield from verdicts.verdicts(each)
+    yield from verdicts.verdicts(outcomes.against_the_strongest(found, study.folder))
+    yield from verdicts.beside_the_score(each)
+    yield from verdicts.what_it_takes(each, groups, study.folder)
+    yield from verdicts.tallies(each)
+    yield from verdicts.reaches(found)
+    yield from verdicts.cautions(found)
     for group in study.groups:
         unstable = group.state().unstable
         if unstable is not None:
@@ -140,10 +140,10 @@ def _cells(outcome):
         outcome.contender,
         f"{outcome.learning_rate:.3g}{rate}",
         "–" if outcome.regularizer is None else f"{outcome.regularizer:.3g}{value}",
-        summary.with_std(outcome.scores),
-        summary.with_std(outcome.gaps),
-        summary.reached(outcome.median_to_target("update")),
-        summary.reached(outcome.median_to_target("seconds"), "{:.1f}"),
+        verdicts.with_std(outcome.scores),
+        verdicts.with_std(outcome.gaps),
+        verdicts.reached(outcome.median_to_target("update")),
+        verdicts.reached(outcome.median_to_target("seconds"), "{:.1f}"),
     ]
 
 
@@ -195,7 +195,7 @@ def _list(lines):
 
 
 def _html_table(found, optimizer, task):
-    measures = summary.measure_names([r for o in found for r in o.by_seed.values()])
+    measures = outcomes.measure_names([r for o in found for r in o.by_seed.values()])
     heads = [
         "batch", "contender", "k", "learning rate", task.regularizer or "regularizer",
         f"test {task.metric}", "train-test gap", "updates to target", "seconds to target",
@@ -209,7 +209,7 @@ def _html_table(found, optimizer, task):
         cells.append("–" if outcome.noise is None else f"{outcome.noise:.2f}")
         runs = outcome.by_seed.values()
         for name in measures:
-            cells.append(summary.with_std([run["measures"][name] for run in runs]))
+            cells.append(verdicts.with_std([run["measures"][name] for run in runs]))
         first = ' class="first"' if last != outcome.batch else ""
         rows.append(f"<tr{first}>{_tags('td', cells)}</tr>")
         last = outcome.batch

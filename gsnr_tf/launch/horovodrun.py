@@ -21,6 +21,8 @@ Run by its path: importing gsnr_tf would load TensorFlow.
 import codecs
 import contextlib
 import copy
+import importlib
+import io
 import os
 import re
 import shlex
@@ -67,13 +69,14 @@ def forward(source, stream, prefix, index, with_time):
     """
     start = "" if index is None else f"[{index}]<{prefix}>:"
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    rest, data = "", True
-    while data:
+    rest, ended = "", False
+    while not ended:
         data = os.read(source.fileno(), 1 << 16)
+        ended = not data
         # A carriage return ends a line as well: that is how progress bars go on.
-        *lines, rest = re.split(r"(?<=[\r\n])", rest + decoder.decode(data, final=not data))
+        *lines, rest = re.split(r"(?<=[\r\n])", rest + decoder.decode(data, final=ended))
         # The end of a line may be long in coming, or never come.
-        if rest and (not data or len(rest) > _LONGEST_LINE):
+        if rest and (ended or len(rest) > _LONGEST_LINE):
             lines.append(f"{rest}\n")
             rest = ""
         try:
@@ -135,8 +138,7 @@ def replace_rendezvous():
     from horovod.runner.common.util import network
 
     sys.path.insert(0, _FOLDER)
-    import rendezvous
-
+    rendezvous = importlib.import_module("rendezvous")
     sys.path.remove(_FOLDER)
 
     class Plain:
@@ -285,6 +287,7 @@ def main():
     from horovod.runner import launch
 
     for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)  # of the process itself
         stream.reconfigure(encoding="utf-8", errors="replace")
     # Horovod would load TensorFlow to ask whether it was built with Gloo, as ours always is;
     # of another build each rank says so itself.

@@ -80,10 +80,9 @@ class Rendezvous:
 
     def listen(self, address):
         """Starts to answer at an IPv4 address of this host; returns the port."""
-        self._server = _Server((address, 0), _Handler)
-        self._server.rendezvous = self
-        threading.Thread(target=self._server.serve_forever, name="rendezvous", daemon=True).start()
-        return self._server.server_port
+        self._server = server = _Server((address, 0), self)
+        threading.Thread(target=server.serve_forever, name="rendezvous", daemon=True).start()
+        return server.server_port
 
     def init(self, slots):
         """Forgets all, for ranks in these slots, a list of Horovod's `SlotInfo`."""
@@ -139,8 +138,9 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 1024  # all ranks of a large job connect at once
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def __init__(self, address, rendezvous):
+        super().__init__(address, _Handler)
+        self.rendezvous = rendezvous
         self._strangers, self._lock = {}, threading.Lock()
 
     def process_request(self, request, client_address):
@@ -183,6 +183,7 @@ def _hang_up(request):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
+    server: _Server
     timeout = _SECONDS
 
     def _known(self):

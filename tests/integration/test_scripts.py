@@ -106,7 +106,9 @@ def test_script_parses(script):
     assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("name", ["gpu_check.sh", "install_horovod.sh", "quickstart.sh", "test.sh"])
+@pytest.mark.parametrize(
+    "name", ["docs.sh", "gpu_check.sh", "install_horovod.sh", "quickstart.sh", "test.sh"]
+)
 def test_help_fits_a_terminal_and_does_nothing_else(name):
     result = run("bash", SCRIPTS / name, "--help")
     assert result.returncode == 0

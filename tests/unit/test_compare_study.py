@@ -12,22 +12,24 @@ import pytest
 
 from gsnr_tf.compare import decision, paired, race
 from gsnr_tf.compare.contenders import contenders_of, parse_form
-from gsnr_tf.compare.settings import NAMED, Settings, check
-from gsnr_tf.compare.study import Study
-from gsnr_tf.compare.summary import (
+from gsnr_tf.compare.outcomes import (
     Outcome,
     against_the_strongest,
-    beside_the_score,
-    cautions,
     compared,
     comparisons,
     outcomes,
+)
+from gsnr_tf.compare.settings import NAMED, Settings, check
+from gsnr_tf.compare.study import Study
+from gsnr_tf.compare.task import load_task
+from gsnr_tf.compare.verdicts import (
+    beside_the_score,
+    cautions,
     reaches,
     tallies,
     verdicts,
     what_it_takes,
 )
-from gsnr_tf.compare.task import load_task
 from tests.processes import ROOT
 
 PLANE = str(ROOT / "tests" / "integration" / "plane_task.py")
