@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         LossScaleOptimizer,
     )
     from gsnr_tf.resilience import ElasticState, elastic_run
+    from gsnr_tf.strategy import fit_in_strategy
 
 __all__ = [
     "GSNRSGD",
@@ -38,6 +39,7 @@ __all__ = [
     "LossScaleOptimizer",
     "callbacks",
     "elastic_run",
+    "fit_in_strategy",
     "initialize",
     "rank",
     "shard",
@@ -60,6 +62,7 @@ __getattr__, __dir__ = lazy_names(
             "LossScaleOptimizer",
         ),
         "gsnr_tf.resilience": ("ElasticState", "elastic_run"),
+        "gsnr_tf.strategy": ("fit_in_strategy",),
     },
 )
 

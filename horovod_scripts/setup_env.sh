@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The set-up that quickstart.sh and test.sh share. It is sourced, not run:
+# The set-up that quickstart.sh, test.sh, gpu_check.sh and docs.sh share. It is sourced, not run:
 #
 #   source horovod_scripts/setup_env.sh
 #   set_up examples auto     # extras of setup.py; auto, cpu or gpu
@@ -7,7 +7,8 @@
 # Afterwards the environment .venv of this checkout is active. Each step leaves a
 # stamp with the facts it depended on, so a second call only does what is missing.
 #
-# Set by this file: root, venv, python (in the environment), device (cpu or gpu).
+# Set by this file: root, venv, python (in the environment), device (cpu or gpu). A caller
+# that sets horovod_device=cpu gets a Horovod without NCCL beside a TensorFlow for GPUs.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
@@ -15,6 +16,7 @@ python=$venv/bin/python
 stamps=$venv/.gsnr_tf
 log=$venv/setup.log
 device=cpu
+horovod_device=''
 
 # A user's settings of pip are kept (indexes, certificates, proxies), but for
 # those that would install somewhere else than in .venv.
@@ -35,8 +37,8 @@ stop() {
     exit 1
 }
 
-# Reads the options of quickstart.sh, test.sh and docs.sh: sets wish (auto, cpu or gpu) and
-# rest, the arguments that are not theirs. The caller has a function `usage`.
+# Reads the options of its callers: sets wish (auto, cpu or gpu) and rest, the
+# arguments that are not theirs. The caller has a function `usage`.
 # shellcheck disable=SC2034 # both are for the caller
 read_options() {
     wish=auto
@@ -234,7 +236,7 @@ install_tensorflow() {
 
 install_horovod() {
     local options=()
-    if [[ $device == gpu ]]; then options+=(--gpu); fi
+    if [[ ${horovod_device:-$device} == gpu ]]; then options+=(--gpu); fi
     bash "$root/horovod_scripts/install_horovod.sh" ${options[@]+"${options[@]}"} "$python"
 }
 
@@ -304,7 +306,8 @@ set_up_locked() {
     fi
 
     # 3. Horovod, compiled for that TensorFlow or taken from the cache.
-    key="$device $has_tensorflow $(fingerprint "$root/horovod_scripts/install_horovod.sh")"
+    key="${horovod_device:-$device} $has_tensorflow"
+    key+=" $(fingerprint "$root/horovod_scripts/install_horovod.sh")"
     if [[ $has_horovod != none ]] && stamped horovod "$key $has_horovod"; then
         ready "Horovod ${has_horovod#*-}"
     else

@@ -1,4 +1,4 @@
-"""A training loop of one's own under a tf.distribute strategy.
+"""Training under a tf.distribute strategy: on devices, on machines, or on a TPU.
 
 Several devices of one machine (logical CPUs stand in where there is no GPU):
 
@@ -13,7 +13,7 @@ A TPU:
     python keras_examples/strategy_loop.py --strategy tpu --tpu NAME
 
 It trains the DLRM of movielens_dlrm.py. `Model.fit` does not work under
-MultiWorkerMirroredStrategy in Keras 3; this loop works under all three.
+MultiWorkerMirroredStrategy in Keras 3; `gsnr_tf.fit_in_strategy` works under all three.
 
 The first prints (TensorFlow's notices left out), and two workers with
 `--accumulation-steps 4` learn the same:
@@ -74,29 +74,6 @@ def make_strategy(args):
     return tf.distribute.MirroredStrategy()
 
 
-def make_step(strategy, model, optimizer, loss_of, auc):
-    """One micro-batch on all replicas."""
-
-    def step_of_replica(features, clicks):
-        with tf.GradientTape() as tape:
-            scores = model(features, training=True)
-            # tf.distribute: gradients of replicas are added, so each loss is a share.
-            # Keras' losses are divided by the replicas already; divide one of your own.
-            loss = loss_of(clicks[:, None], scores)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        # gsnr_tf: each replica's gradient is a sample, each micro-batch another one.
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
-        auc.update_state(clicks, scores)
-        return loss
-
-    @tf.function
-    def step(batch):
-        losses = strategy.run(step_of_replica, args=batch)
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
-
-    return step
-
-
 def main(args):
     strategy = make_strategy(args)
     # tf.distribute: every process but the first keeps quiet.
@@ -104,37 +81,45 @@ def main(args):
     chief = not (resolver and resolver.task_type == "worker" and resolver.task_id > 0)
     keras.utils.set_random_seed(0)
     data = movielens.load()
-
+    # tf.distribute: all processes make the same batches, of which each takes its rows.
+    targets = data.train.clicks[:, None]
+    batches = tf.data.Dataset.from_tensor_slices((data.train.features, targets))
     micro_batch = args.batch_size // args.accumulation_steps
-    batches = tf.data.Dataset.from_tensor_slices((data.train.features, data.train.clicks))
     batches = batches.shuffle(movielens.TRAIN, seed=0).batch(micro_batch, drop_remainder=True)
-    batches = strategy.experimental_distribute_dataset(batches)
 
     with strategy.scope():
         model = build_model(data)
+        # gsnr_tf: each replica's gradient is a sample, each micro-batch another one.
         optimizer = gsnr_tf.GSNRLamb(
             args.learning_rate, gradient_accumulation_steps=args.accumulation_steps
         )
-        optimizer.build(model.trainable_variables)
         auc = keras.metrics.AUC(name="auc")
-    step = make_step(strategy, model, optimizer, keras.losses.BinaryCrossentropy(), auc)
+        # Keras divides the losses by the number of replicas: do not do it once more.
+        model.compile(optimizer, keras.losses.BinaryCrossentropy(), metrics=[auc])
 
-    if chief:
-        print(
-            f"{type(strategy).__name__}: {strategy.num_replicas_in_sync} replicas x "
-            f"{args.accumulation_steps} micro-batches = {optimizer.samples} samples an update"
-        )
-    for epoch in range(args.epochs):
-        auc.reset_state()
-        losses = [float(step(batch)) for batch in batches]
-        # tf.distribute: reading a metric adds up the replicas, so all workers do it.
-        score = float(auc.result())
+    def begin(logs):
         if chief:
             print(
-                f"epoch {epoch + 1}  loss {sum(losses) / len(losses):.4f}  "
-                f"train AUC {score:.4f}  GSNR {float(optimizer.gsnr):.4f}",
+                f"{type(strategy).__name__}: {strategy.num_replicas_in_sync} replicas x "
+                f"{args.accumulation_steps} micro-batches = {optimizer.samples} samples an update"
+            )
+
+    def tell(epoch, logs):
+        gsnr = float(optimizer.gsnr)
+        if chief:
+            print(
+                f"epoch {epoch + 1}  loss {logs['loss']:.4f}  "
+                f"train AUC {logs['auc']:.4f}  GSNR {gsnr:.4f}",
                 flush=True,
             )
+
+    gsnr_tf.fit_in_strategy(
+        model,
+        batches,
+        epochs=args.epochs,
+        verbose=0,
+        callbacks=[keras.callbacks.LambdaCallback(on_train_begin=begin, on_epoch_end=tell)],
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ EXAMPLES = ROOT / "keras_examples"
 MOVIELENS = str(EXAMPLES / "movielens_dlrm.py")
 LOOP = str(EXAMPLES / "strategy_loop.py")
 ENGINE = str(EXAMPLES / "movielens_engine.py")
+REGRESSION = str(EXAMPLES / "linear_regression.py")
 SECONDS = 240
 
 
@@ -111,7 +112,9 @@ def test_one_process_repeats_what_two_ranks_learned(on_two_ranks, tmp_path):
     np.testing.assert_allclose(*curves, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("example", [MOVIELENS, LOOP, ENGINE], ids=lambda path: Path(path).stem)
+@pytest.mark.parametrize(
+    "example", [MOVIELENS, LOOP, ENGINE, REGRESSION], ids=lambda path: Path(path).stem
+)
 def test_help_answers_without_importing_tensorflow(example):
     finished = run(python("-X", "importtime", example, "--help"), SECONDS)
     assert finished.code == 0, finished.output

@@ -79,7 +79,7 @@ def path_without_compiler(folder):
     """A folder with what the script uses, but no compiler and no make."""
     folder.mkdir()
     tools = "bash awk basename cat chmod cp cut dirname env flock grep mkdir mktemp mv rm sed sh"
-    for tool in [*tools.split(), "tail", "uname"]:
+    for tool in [*tools.split(), "head", "tail", "uname"]:
         found = shutil.which(tool)
         if found:
             (folder / tool).symlink_to(found)
@@ -106,12 +106,27 @@ def test_script_parses(script):
     assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("name", ["docs.sh", "install_horovod.sh", "quickstart.sh", "test.sh"])
+@pytest.mark.parametrize(
+    "name", ["docs.sh", "gpu_check.sh", "install_horovod.sh", "quickstart.sh", "test.sh"]
+)
 def test_help_fits_a_terminal_and_does_nothing_else(name):
     result = run("bash", SCRIPTS / name, "--help")
     assert result.returncode == 0
     assert result.stdout.startswith(f"Usage: {name}")
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("nvidia_smi", "told"),
+    [(None, "nvidia-smi was not found"), ("#!/bin/sh\nexit 9\n", "nvidia-smi lists no GPU")],
+)
+def test_without_a_gpu_nothing_is_checked(tmp_path, nvidia_smi, told):
+    path = path_without_compiler(tmp_path / "bin")
+    if nvidia_smi:
+        program(path / "nvidia-smi", nvidia_smi)
+    result = run("bash", SCRIPTS / "gpu_check.sh", PATH=path)
+    assert result.returncode == 77
+    assert result.stdout.startswith("Nothing was checked: ") and told in result.stdout
 
 
 def test_without_tensorflow_says_so(empty_venv, tmp_path):
