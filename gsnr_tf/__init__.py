@@ -6,7 +6,7 @@ used, so that the command line answers at once and works where TensorFlow is not
 
 from typing import TYPE_CHECKING
 
-from gsnr_tf import _keras_names
+from gsnr_tf import _keras_names, _rank_device
 from gsnr_tf._lazy import lazy_names
 from gsnr_tf._version import __version__ as __version__
 from gsnr_tf.comm import error_file
@@ -68,5 +68,6 @@ __getattr__, __dir__ = lazy_names(
 
 _keras_names.check_backend()
 _keras_names.register_when_keras_loads()
+_rank_device.choose_when_tensorflow_loads()
 # In a rank of `gsnr-tf run`, what ends it is recorded from here on.
 error_file.install()
