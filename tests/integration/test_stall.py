@@ -53,7 +53,13 @@ def test_ranks_that_hold_nothing_for_each_other_are_watched_as_well():
     assert "It gives up." in ended.output
 
 
-@pytest.mark.parametrize("way, place", [("averages", "gsnr.metrics"), ("shards", "gsnr.shard")])
+@pytest.mark.parametrize(
+    "way, place",
+    [
+        ("averages", "gsnr.metrics"),
+        pytest.param("shards", "gsnr.shard", marks=pytest.mark.slow),
+    ],
+)
 def test_a_rank_with_a_batch_fewer_is_named_and_ends_the_job(way, place):
     ended = job(way)
     assert ended.code != 0
@@ -78,7 +84,10 @@ def test_a_rank_that_evaluates_is_told_and_waited_for():
     assert "rank 0 is done" in done.output and "rank 1 is done" in done.output
 
 
-@pytest.mark.parametrize("way, code", [("raises", 1), ("dies", 128 + signal.SIGKILL)])
+@pytest.mark.parametrize(
+    "way, code",
+    [pytest.param("raises", 1, marks=pytest.mark.slow), ("dies", 128 + signal.SIGKILL)],
+)
 def test_a_rank_that_fails_is_seen_by_the_launcher(way, code):
     ended = job(way)
     assert ended.code != 0

@@ -69,7 +69,7 @@ def test_the_update_is_that_of_whole_variables(on_ranks, steps, examples):
     alike(by_host, [*weights, *slots])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_host_may_be_a_sample(on_ranks, dtype):
     """As one process finds that accumulates the mean gradient of each host."""
     arguments = {"sample": "host", "communication_dtype": dtype}

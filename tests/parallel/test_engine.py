@@ -63,7 +63,7 @@ KERAS = {**CONFIG, "optimizer": {"type": "AdamW"}, "zero_optimization": {}}
         (2, CONFIG, "batches"),
         (2, KERAS, "dataset"),
         (4, CONFIG, "fit"),
-        (4, STAGE_2, "batches"),
+        pytest.param(4, STAGE_2, "batches", marks=pytest.mark.slow),
     ],
 )
 def test_the_same_file_gives_the_same_curve_on_any_number_of_ranks(on_ranks, ranks, config, way):

@@ -52,7 +52,15 @@ def one_update(folder, base, l2, steps):
 
 
 @pytest.mark.parametrize("base", [True, False], ids=["base", "gsnr"])
-@pytest.mark.parametrize(("ranks", "steps"), [(1, 2), (1, 8), (2, 2), (2, 4)])
+@pytest.mark.parametrize(
+    ("ranks", "steps"),
+    [
+        (1, 2),
+        pytest.param(1, 8, marks=pytest.mark.slow),
+        (2, 2),
+        pytest.param(2, 4, marks=pytest.mark.slow),
+    ],
+)
 def test_an_update_adds_l2_times_the_table_to_its_gradient(on_ranks, ranks, steps, base):
     """Neither more micro-batches nor more ranks add it more often."""
 

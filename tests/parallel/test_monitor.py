@@ -55,7 +55,10 @@ def watched(name, arguments, steps):
     return outcomes
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule",
+    [pytest.param(rule, marks=pytest.mark.slow) if rule != "lamb" else rule for rule in RULES],
+)
 def test_watching_changes_no_bit_and_sees_the_same_in_slices(on_ranks, rule):
     results = on_ranks(2, watched, *RULES[rule], 2)
     for outcomes in results:

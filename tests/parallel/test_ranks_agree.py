@@ -249,7 +249,7 @@ def changed(what, sharding):
     return "no error"
 
 
-@pytest.mark.parametrize("sharding", ["none", "slices", None])
+@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "slices", None])
 @pytest.mark.parametrize(
     "what, named",
     [

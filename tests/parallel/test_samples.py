@@ -64,8 +64,16 @@ def train_part(name, arguments, data, steps):
     return train(name, arguments, own, steps)
 
 
-@pytest.mark.parametrize("ranks, steps", [(3, None), (2, 3)])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer, ranks, steps",
+    [
+        *((name, 2, 3) for name in OPTIMIZERS),
+        *(
+            pytest.param(name, 3, None, marks=() if name == "lamb" else pytest.mark.slow)
+            for name in OPTIMIZERS
+        ),
+    ],
+)
 def test_ranks_equal_one_process_that_holds_their_samples(on_ranks, optimizer, ranks, steps):
     name, arguments = OPTIMIZERS[optimizer]
     number = ranks * (steps or 1)

@@ -95,7 +95,7 @@ def test_slices_equal_whole_variables(on_ranks, rule, ranks, steps):
     assert_alike(on_ranks(ranks, both_ways, *RULES[rule], steps, SHAPES, None, None))
 
 
-@pytest.mark.parametrize("ranks, steps", [(2, 2), (3, None)])
+@pytest.mark.parametrize("ranks, steps", [(2, 2), pytest.param(3, None, marks=pytest.mark.slow)])
 def test_so_they_do_with_the_robust_estimator(on_ranks, ranks, steps):
     name, arguments = RULES["lamb"]
     arguments = {**arguments, "estimator": "robust"}

@@ -72,7 +72,12 @@ def assert_alike(found, expected, rounding=2e-5):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "sharding"), [*((name, "slices") for name in OPTIMIZERS), ("adam", "none")]
+    ("optimizer", "sharding"),
+    [
+        *((name, "slices") for name in ("adam", "lamb")),
+        *(pytest.param(name, "slices", marks=pytest.mark.slow) for name in ("sgd", "lars")),
+        ("adam", "none"),
+    ],
 )
 def test_two_ranks_are_one_process_that_has_their_batches(on_ranks, optimizer, sharding):
     name, arguments = OPTIMIZERS[optimizer]
