@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from gsnr_tf.data.cardinality import joined_batches
-from gsnr_tf.data.shard import _join_short_batches
+from gsnr_tf.data.rows import join_short_batches
 
 RANKS = 3
 
@@ -48,7 +48,7 @@ def first_rows(dataset):
 @pytest.mark.parametrize("name", KNOWN)
 def test_what_is_known_is_right(name):
     dataset = KNOWN[name]
-    sizes = [int(b.shape[0]) for (b,) in _join_short_batches(dataset, RANKS)]
+    sizes = [int(b.shape[0]) for (b,) in join_short_batches(dataset, RANKS)]
     assert joined_batches(dataset, RANKS, first_rows(dataset)) == len(sizes)
     assert min(sizes) >= RANKS or name == "too few"
 
