@@ -60,7 +60,7 @@ class Slow(keras.callbacks.Callback):
 
 layers = [keras.layers.Dense(30), keras.layers.Dense(1)]
 model = keras.Sequential([keras.Input((20,)), *layers])
-sharding = os.environ.get("SHARDING", "auto")
+sharding = os.environ.get("SHARDING", "slices")
 optimizer = gsnr_tf.GSNRSGD(0.01, sharding=sharding)
 model.compile(optimizer=optimizer, loss="mse")
 if way in ("averages", "shards"):

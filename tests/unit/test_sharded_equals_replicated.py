@@ -141,7 +141,7 @@ class Case(types.SimpleNamespace):
         rows = rng.normal(1.0, 0.5, size=[len(ids), *shape[1:]])
         return tf.IndexedSlices(tf.constant(rows, "float32"), tf.constant(ids))
 
-    def trained(self, sharded):
+    def trained(self, sharded, gathered=False):
         world = World(self.hosts)
         ranks = len(world.places)
         by_host = sharded and len(self.hosts) > 1
@@ -150,6 +150,7 @@ class Case(types.SimpleNamespace):
             workers=ranks,
             hosts=len(self.hosts) if by_host else 1,
             sharded=sharded,
+            gathered=gathered,
             keeps_m2=self.keeps_m2,
         )
 
@@ -173,7 +174,7 @@ class Case(types.SimpleNamespace):
                     for name in self.rule.slots
                 }
                 slots = ReplicatedSlots(slots, layout)
-                exchange = Replicated(communicator, layout, variables, slots, "a")
+                exchange = Replicated(communicator, layout, variables, slots, "a", gathered)
             exchange.compiled = False
             own = [
                 VariableSettings(0.1, 0.05, len(shape) > 1, by_row)
@@ -243,11 +244,13 @@ def test_weights_are_the_same(case):
         case.hosts = [sum(case.hosts)]  # these exchange all at once
     with by_host_wherever_there_are_hosts():
         replicated, sharded = case.trained(sharded=False), case.trained(sharded=True)
-    for other in sharded[1:]:
-        for one, same in zip(sharded[0], other):
-            np.testing.assert_array_equal(one, same)
-    for one, expected in zip(sharded[0], replicated[0]):
-        np.testing.assert_allclose(one, expected, rtol=2e-4, atol=2e-5)
+    gathered = case.trained(sharded=False, gathered=True)
+    for found in (sharded, gathered):
+        for other in found[1:]:
+            for one, same in zip(found[0], other):
+                np.testing.assert_array_equal(one, same)
+        for one, expected in zip(found[0], replicated[0]):
+            np.testing.assert_allclose(one, expected, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("is_table", [False, True])
