@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -154,3 +156,15 @@ def horovodrun(size, *arguments):
     program = Path(sys.executable).with_name("horovodrun")
     options = ["--disable-cache", "--gloo", "-np", str(size)]
     return [str(program), *options, *python(*arguments)]
+
+
+def workers(number, *arguments):
+    """Pairs for `run_together`: a Python script on so many workers of tf.distribute."""
+    # Held together, so that they differ; free a moment ago.
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(number)]
+    cluster = {"worker": [f"localhost:{held.getsockname()[1]}" for held in sockets]}
+    for held in sockets:
+        held.close()
+    tasks = [{"type": "worker", "index": index} for index in range(number)]
+    settings = [json.dumps({"cluster": cluster, "task": task}) for task in tasks]
+    return [(python(*arguments), {"TF_CONFIG": setting}) for setting in settings]

@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import gsnr_tf
-from tests.processes import ROOT, horovodrun, python, run, run_together
+from tests.processes import ROOT, horovodrun, python, run, run_together, workers
 
 EXAMPLES = ROOT / "keras_examples"
 MOVIELENS = str(EXAMPLES / "movielens_dlrm.py")
@@ -163,15 +162,6 @@ def epochs(output):
     return [[float(number) for number in re.findall(r"\d+\.\d+", line)] for line in lines]
 
 
-def free_ports(number):
-    """Ports that were free a moment ago; held together, so that they differ."""
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(number)]
-    ports = [held.getsockname()[1] for held in sockets]
-    for held in sockets:
-        held.close()
-    return ports
-
-
 @pytest.mark.slow
 def test_the_loop_learns_the_same_on_devices_and_on_workers():
     """2 replicas x 4 micro-batches, in one process and in two."""
@@ -180,12 +170,7 @@ def test_the_loop_learns_the_same_on_devices_and_on_workers():
     together = run(devices, SECONDS)
     assert together.code == 0, together.output
 
-    workers = [f"localhost:{port}" for port in free_ports(2)]
-    commands = []
-    for index in range(2):
-        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        command = python(LOOP, "--strategy", "multiworker", *setting)
-        commands.append((command, {"TF_CONFIG": json.dumps(task)}))
+    commands = workers(2, LOOP, "--strategy", "multiworker", *setting)
     chief, other = run_together(commands, SECONDS)
     assert (chief.code, other.code) == (0, 0), chief.output + other.output
 

@@ -1,7 +1,6 @@
 """`fit_in_strategy` on two workers of MultiWorkerMirroredStrategy."""
 
 import json
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -9,30 +8,15 @@ import pytest
 
 import gsnr_tf
 from tests import strategy_training as training
-from tests.processes import python, run_together
+from tests.processes import run_together, workers
 
 WORKER = Path(__file__).with_name("strategy_worker.py")
 SECONDS = 240
 
 
-def free_ports(number):
-    """Ports that were free a moment ago; held together, so that they differ."""
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(number)]
-    ports = [held.getsockname()[1] for held in sockets]
-    for held in sockets:
-        held.close()
-    return ports
-
-
 def on_workers(number, program, *arguments):
     """What a program printed on so many workers of one cluster."""
-    cluster = {"worker": [f"localhost:{port}" for port in free_ports(number)]}
-    tasks = [{"type": "worker", "index": index} for index in range(number)]
-    commands = [
-        (python(program, *arguments), {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})})
-        for task in tasks
-    ]
-    finished = run_together(commands, SECONDS)
+    finished = run_together(workers(number, program, *arguments), SECONDS)
     assert [one.code for one in finished] == [0] * number, finished[0].output + finished[-1].output
     return [one.output for one in finished]
 
