@@ -12,9 +12,6 @@ a name the folder is build/api.
 
   --cpu, --gpu   for this device (otherwise: a GPU if there is one)
   -h, --help     print this text, and stop
-
-Environment: PYTHON (the Python to make .venv with), XDG_CACHE_HOME (where the
-wheel of Horovod is kept), PIP_* (settings of pip).
 END
 }
 

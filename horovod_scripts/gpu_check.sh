@@ -18,9 +18,6 @@ is built without it, and its collectives go by way of the host.
 
 Exit code: 0 if nothing failed, 1 if something did, the set-up included, and 77
 if nothing was checked, since there is no GPU.
-
-Environment: PYTHON (the Python to make .venv with), XDG_CACHE_HOME (where the
-wheel of Horovod is kept), PIP_* (settings of pip).
 END
 }
 

@@ -14,9 +14,6 @@ Arguments that are not listed here go to the example.
   --cpu, --gpu   for this device (otherwise: a GPU if there is one)
   --             all that follows goes to the example (-- --help: its options)
   -h, --help     print this text, and stop
-
-Environment: PYTHON (the Python to make .venv with), XDG_CACHE_HOME (where the
-wheel of Horovod is kept), PIP_* (settings of pip).
 END
 }
 

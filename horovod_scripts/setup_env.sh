@@ -38,7 +38,8 @@ stop() {
 }
 
 # Reads the options of its callers: sets wish (auto, cpu or gpu) and rest, the
-# arguments that are not theirs. The caller has a function `usage`.
+# arguments that are not theirs. The caller has a function `usage`,
+# to which the help adds what set_up reads of the environment.
 # shellcheck disable=SC2034 # both are for the caller
 read_options() {
     wish=auto
@@ -48,6 +49,11 @@ read_options() {
             --gpu) wish=gpu ;;
             -h | --help)
                 usage
+                cat <<END
+
+Environment: PYTHON (the Python to make .venv with), XDG_CACHE_HOME (where the
+wheel of Horovod is kept), PIP_* (settings of pip).
+END
                 exit 0
                 ;;
             --)

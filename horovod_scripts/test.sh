@@ -19,9 +19,6 @@ slow ones, or those that the arguments name. The exit code is pytest's.
   --slow         the tests marked slow: real models, studies, elastic jobs
   --             all that follows goes to pytest (-- --help: its options)
   -h, --help     print this text, and stop
-
-Environment: PYTHON (the Python to make .venv with), XDG_CACHE_HOME (where the
-wheel of Horovod is kept), PIP_* (settings of pip).
 END
 }
 

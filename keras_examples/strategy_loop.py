@@ -56,6 +56,7 @@ import tensorflow as tf
 from movielens_task import build_model
 
 import gsnr_tf
+from gsnr_tf.strategy import is_chief
 
 
 def make_strategy(args):
@@ -77,8 +78,7 @@ def make_strategy(args):
 def main(args):
     strategy = make_strategy(args)
     # tf.distribute: every process but the first keeps quiet.
-    resolver = strategy.cluster_resolver
-    chief = not (resolver and resolver.task_type == "worker" and resolver.task_id > 0)
+    chief = is_chief(strategy)
     keras.utils.set_random_seed(0)
     data = movielens.load()
     # tf.distribute: all processes make the same batches, of which each takes its rows.

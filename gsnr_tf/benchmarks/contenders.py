@@ -11,6 +11,7 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
+from gsnr_tf._small_models import is_small
 from gsnr_tf.rules import registry
 from gsnr_tf.rules.rule import Coefficients
 from gsnr_tf.sharding.buckets import BucketLayout
@@ -45,13 +46,14 @@ def use_one_core():
     tf.config.threading.set_inter_op_parallelism_threads(2)
 
 
-def chosen(rule, dtypes):
+def chosen(rule, dtypes, elements):
     """Name and maker of each contender; the first is what others are compared to."""
     if RULES[rule].keras:
         yield f"allreduce, Keras {rule}", keras_plain
     yield f"allreduce, fused {rule}", fused_plain
     yield "GSNR, sharding=none", functools.partial(gsnr, sharding="none")
-    yield "GSNR", gsnr
+    if is_small(elements, hvd.size()):
+        yield "GSNR, all samples", gsnr
     for dtype in dtypes:
         name = "GSNR, slices" + ("" if dtype == "float32" else f", {dtype}")
         yield name, functools.partial(gsnr, sharding="slices", communication_dtype=dtype)

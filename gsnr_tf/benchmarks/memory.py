@@ -68,7 +68,7 @@ def main(arguments=None):
     contenders.use_one_core()
     rank = comm.rank()
     layers = contenders.shapes(args.elements, args.tensors)
-    name, make = list(contenders.chosen(args.rule, args.dtypes))[args.contender]
+    name, make = list(contenders.chosen(args.rule, args.dtypes, args.elements))[args.contender]
     sizes = beyond_gradients(make, args.rule, layers)
     if rank == 0:
         if not args.contender:

@@ -39,7 +39,7 @@ def main(arguments=None):
     layers = contenders.shapes(args.elements, args.tensors)
     held = [tf.Variable(tf.random.normal(shape)) for shape in layers]
     steps = {}
-    for name, make in contenders.chosen(args.rule, args.dtypes):
+    for name, make in contenders.chosen(args.rule, args.dtypes, args.elements):
         variables = [keras.Variable(tf.random.normal(s), dtype="float32") for s in layers]
         _, steps[name] = make(args.rule, lambda: [tf.identity(g) for g in held], variables)
     seconds = measure(list(steps.values()), args.rounds)

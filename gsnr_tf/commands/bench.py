@@ -10,6 +10,7 @@ from pathlib import Path
 import rich
 
 from gsnr_tf import launch
+from gsnr_tf._small_models import is_small
 from gsnr_tf.benchmarks import sandbox, soak_sandbox, tables
 from gsnr_tf.commands import argument_types
 from gsnr_tf.commands.argument_types import delay, elements, positive
@@ -85,8 +86,9 @@ def _step(args):
         "--dtypes",
         *args.dtypes,
     ]
-    contenders = (2 if args.rule == "lars" else 3) + len(args.dtypes)
     for ranks in args.np:
+        contenders = (2 if args.rule == "lars" else 3) + len(args.dtypes)
+        contenders += is_small(args.params, ranks)
         jobs = [("step", arguments)]
         jobs += [("memory", [*arguments, f"--contender={number}"]) for number in range(contenders)]
         for module, given in jobs:

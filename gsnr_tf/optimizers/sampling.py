@@ -3,13 +3,9 @@
 import dataclasses
 from typing import NamedTuple
 
+from gsnr_tf._small_models import is_small
 from gsnr_tf.comm.exchange_plan import by_host_pays
 from gsnr_tf.stats import SOUND_SAMPLES
-
-# A model is small up to so many numbers, and so many of all workers together: each of them
-# gets all samples then, as one collective takes less time than three while there is little to
-# send and to compute. Measured: see "Small models" in benchmarks/RESULTS.md.
-SMALL, SMALL_TOGETHER = 2**17, 2**20
 
 # What may be a sample, the smallest first.
 SAMPLES = ("micro_batch", "worker", "host")
@@ -123,10 +119,10 @@ def plan(workers, wishes, elements):
 
 
 def _gathers(workers, wishes, elements):
-    small = elements <= SMALL and workers.number * elements <= SMALL_TOGETHER
     ranks = workers.can_shard and workers.number > 1
     # Only to be had with shards.
     asked = wishes.sample == "host" or wishes.communication_dtype != "float32"
+    small = is_small(elements, workers.number)
     return small and ranks and wishes.sharding == "auto" and not asked
 
 

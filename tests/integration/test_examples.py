@@ -217,6 +217,7 @@ def test_the_benchmark_compares_time_and_memory():
         "allreduce, Keras lamb",
         "allreduce, fused lamb",
         "GSNR, sharding=none",
+        "GSNR, all samples",
         "GSNR, slices",
     ]
     ratios = re.findall(r"^  (\S.*?) +[\d.]+ +([\d.]+)$", time, re.M)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import gsnr_tf
-from gsnr_tf.strategy.fit import is_chief
+from gsnr_tf.strategy import is_chief
 from tests import strategy_training as training
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples an update")

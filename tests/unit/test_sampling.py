@@ -4,9 +4,10 @@ import types
 
 import pytest
 
+from gsnr_tf._small_models import SMALL, SMALL_TOGETHER
 from gsnr_tf.comm import horovod
 from gsnr_tf.optimizers import sampling
-from gsnr_tf.optimizers.sampling import SMALL, SMALL_TOGETHER, Wishes, Workers
+from gsnr_tf.optimizers.sampling import Wishes, Workers
 
 # Elements of a model that is not small.
 MANY = SMALL + 1
