@@ -5,14 +5,12 @@ GSNR_TEST_DEVICE=CPU runs the same code on logical CPUs.
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 
-import cloudpickle
 import pytest
 import tensorflow as tf
 
-from tests.parallel.ranks import Ranks
+from tests.parallel.ranks import Ranks, send_by_value
 
 HERE = Path(__file__).parent
 KIND = os.environ.get("GSNR_TEST_DEVICE", "GPU")
@@ -68,8 +66,7 @@ def on_two_ranks(request):
 
     if KIND == "GPU" and "nccl" in horovod.built_with():
         pytest.skip("Horovod has NCCL, which refuses two ranks on one GPU")
-    # The ranks cannot import test modules: send their functions by value.
-    cloudpickle.register_pickle_by_value(sys.modules[request.module.__name__])
+    send_by_value(request.module.__name__)
     ranks = Ranks(2, {"TF_FORCE_GPU_ALLOW_GROWTH": "true"})
     yield ranks.run
     ranks.stop()

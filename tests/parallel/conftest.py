@@ -1,10 +1,8 @@
-import sys
 from pathlib import Path
 
-import cloudpickle
 import pytest
 
-from tests.parallel.ranks import Ranks
+from tests.parallel.ranks import Ranks, send_by_value
 
 HERE = Path(__file__).parent
 
@@ -37,7 +35,7 @@ def pytest_runtest_teardown(nextitem):
 @pytest.fixture
 def on_ranks(request):
     """`on_ranks(n, body, *args, hosts=1)`: what `body` returned on each of `n` ranks."""
-    _send_by_value(request)
+    send_by_value(request.module.__name__)
 
     def run(size, body, *args, hosts=1, **options):
         wanted = (size, hosts)
@@ -53,7 +51,7 @@ def on_ranks(request):
 @pytest.fixture
 def on_new_ranks(request):
     """`on_new_ranks(n, body, *args)`: the same, on ranks that have run nothing before."""
-    _send_by_value(request)
+    send_by_value(request.module.__name__)
 
     def run(size, body, *args):
         job = Ranks(size)
@@ -63,8 +61,3 @@ def on_new_ranks(request):
             job.stop()
 
     return run
-
-
-def _send_by_value(request):
-    # The ranks cannot import test modules.
-    cloudpickle.register_pickle_by_value(sys.modules[request.module.__name__])

@@ -7,6 +7,7 @@ ranks: `Ranks(n).run(body, *args)` sends a function to `n` waiting processes, wh
 
 import os
 import signal
+import sys
 from multiprocessing.connection import Listener
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from tests.processes import Process, ranks
 PROGRAM = Path(__file__).with_name("serve.py")
 START_SECONDS = 120
 BODY_SECONDS = 240
+
+
+def send_by_value(module):
+    """Lets ranks run functions of a test module, which they cannot import."""
+    cloudpickle.register_pickle_by_value(sys.modules[module])
 
 
 class RankFailed(AssertionError):
